@@ -1,0 +1,1 @@
+"""The contract: methods, learners, sources, products, and the one training loop."""

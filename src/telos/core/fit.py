@@ -1,0 +1,276 @@
+"""The one training loop: stages, metrics, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import telos
+from telos.core.errors import TelosError
+from telos.core.files import folder_atomic, read_json, sync_folder, write_atomic, write_json
+from telos.core.health import Health
+from telos.core.method import Method, Source, Spec, Stage
+from telos.core.products import Product, load_product
+from telos.core.progress import Progress
+from telos.core.registry import class_slug, method_class
+from telos.core.rng import Rng
+
+LOG_EVERY = 10
+
+
+def resolve_device(name: str) -> torch.device:
+    """A device by name; "auto" is a GPU where there is one.
+
+    Raises:
+        TelosError: a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TelosError(
+            f"device '{name}' cannot be used", got=str(error).splitlines()[0], fix="--device cpu"
+        ) from error
+    return device
+
+
+def numerical_path(device: torch.device) -> dict[str, Any]:
+    """What the bits of a run depend on besides seed and code: written into the run and compared on resume."""
+    return {
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "matmul": torch.get_float32_matmul_precision(),
+    }
+
+
+@dataclass
+class Run:
+    """One call of `fit`, on disk if `out` is given.
+
+    The folder holds run.json (all that resume needs), metrics.jsonl, checkpoints/<stage>-<step>/, stages/<name>/
+    (products of finished stages) and, when done, product/.
+    """
+
+    method: Method
+    data: Any
+    given: Mapping[str, Any]
+    steps: int
+    seed: int = 0
+    device: str = "auto"
+    out: Path | None = None
+    evaluate: Callable[[int, Callable[[], Product]], Mapping[str, float]] | None = None
+    evaluate_every: int = 0
+    checkpoint_every: int = 500
+    micro: int = 1
+    observer: Callable[[int, dict[str, float]], None] | None = None
+    _metrics_file: Any = field(default=None, repr=False)
+
+    def go(self, *, resume: bool = False) -> Any:
+        """Trains to the end, from the newest checkpoint if `resume`, and returns the product."""
+        if self.steps < 0 or self.micro < 1:
+            raise TelosError("steps and micro must be positive", got=f"steps={self.steps}, micro={self.micro}")
+        if self.micro > 1 and not self.method.accumulates:
+            raise TelosError(
+                f"{type(self.method).__name__} cannot take a batch in parts", got=f"micro={self.micro}",
+                fix="leave micro at 1, or use a smaller batch_size",
+            )  # fmt: skip
+        device = resolve_device(self.device)
+        data = self._load(self.data)
+        header = self._header(data, device)
+        if self.out is not None:
+            if resume and (self.out / "product").is_dir():
+                return load_product(self.out / "product", device)
+            self._open(header, resume)
+        spec = self.method.prepare(Spec(data, self.given, self.steps, device))
+        rng = Rng(self.seed).at(class_slug(type(self.method)))
+        stages = self.method.stages(spec, rng)
+        try:
+            stage = next(stages)
+            while True:
+                stage = stages.send(self._stage(stage, rng, device))
+        except StopIteration as stop:
+            product: Product = stop.value
+        finally:
+            self._close()
+        product.provenance = header
+        product.eval()
+        if self.out is not None:
+            product.save(self.out / "product")
+            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        return product
+
+    def _load(self, data: Any) -> Any:
+        if isinstance(data, str | Path):
+            from telos.data.formats import load
+
+            data = load(str(data), kind=self.method.data)
+        wanted = self.method.data
+        if wanted is not None and not isinstance(data, wanted | Source):
+            raise TelosError(
+                f"{type(self.method).__name__} learns from {wanted.__name__}", got=type(data).__name__,
+                fix=f"load the data with telos.load(..., kind=telos.{wanted.__name__})",
+            )  # fmt: skip
+        return data
+
+    def _header(self, data: Any, device: torch.device) -> dict[str, Any]:
+        def name(value: Any) -> Any:
+            return (
+                value
+                if isinstance(value, str | int | float | bool | None)
+                else str(getattr(value, "origin", "in memory"))
+            )
+
+        return {
+            "method": class_slug(type(self.method)), "options": self.method.options(),
+            "data": getattr(data, "origin", None),
+            "fingerprint": data.fingerprint() if hasattr(data, "fingerprint") else None,
+            "given": {key: name(str(value) if isinstance(value, Path) else value) for key, value in self.given.items()},
+            "steps": self.steps, "seed": self.seed, "micro": self.micro, "checkpoint_every": self.checkpoint_every,
+            "path": numerical_path(device), "requested_device": self.device, "version": telos.__version__,
+        }  # fmt: skip
+
+    def _open(self, header: dict[str, Any], resume: bool) -> None:
+        assert self.out is not None
+        file = self.out / "run.json"
+        if resume:
+            before = read_json(file)
+            for key in ("method", "options", "fingerprint", "steps", "seed", "micro"):
+                if before[key] != header[key]:
+                    raise TelosError(
+                        f"{self.out}: the run cannot be resumed, its {key} differ", expected=str(before[key]),
+                        got=str(header[key]), fix="resume with what the run was started with",
+                    )  # fmt: skip
+            torch.set_num_threads(before["path"]["threads"])
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise TelosError(
+                f"{self.out} is not empty", expected="a new folder",
+                fix=f"`telos resume {self.out}` goes on with a run; otherwise choose another --out",
+            )  # fmt: skip
+        else:
+            write_json(file, header)
+
+    def _stage(self, stage: Stage, rng: Rng, device: torch.device) -> Product:
+        finished = self.out / "stages" / stage.name if self.out is not None else None
+        if finished is not None and finished.is_dir():
+            return load_product(finished, device)
+        start = self._restore(stage)
+        self._cut_metrics(stage.name, start)
+        health = Health()
+        progress = Progress(f"{class_slug(type(self.method))} {stage.name}", stage.steps, start)
+        metrics: Mapping[str, Any] = {}
+        for step in range(start, stage.steps):
+            batch = stage.source.next(stage.learner.behaviour, rng.at(stage.name, "source", step))
+            metrics = stage.learner.update(batch, rng.at(stage.name, "update", step), self.micro)
+            done = step + 1
+            evaluate_now = self.evaluate is not None and self.evaluate_every and done % self.evaluate_every == 0
+            if done % LOG_EVERY == 0 or done == stage.steps or evaluate_now:
+                numbers = {name: float(value) for name, value in metrics.items()}
+                health.check(done, numbers)
+                if evaluate_now and self.evaluate is not None:
+                    numbers |= {k: float(v) for k, v in self.evaluate(done, stage.learner.product).items()}
+                self._log(stage.name, done, numbers)
+                progress.show(done, numbers)
+            if self.out is not None and done % self.checkpoint_every == 0 and done < stage.steps:
+                self._checkpoint(stage, done)
+        progress.close()
+        product = stage.learner.product()
+        if finished is not None and stage.name != "main":
+            product.save(finished)
+        return product
+
+    def _log(self, stage: str, step: int, numbers: dict[str, float]) -> None:
+        if self.observer is not None:
+            self.observer(step, numbers)
+        if self.out is not None:
+            if self._metrics_file is None:
+                self._metrics_file = (self.out / "metrics.jsonl").open("a")
+            self._metrics_file.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **numbers}) + "\n")
+            self._metrics_file.flush()
+
+    def _close(self) -> None:
+        if self._metrics_file is not None:
+            self._metrics_file.close()
+            self._metrics_file = None
+
+    def _cut_metrics(self, stage: str, start: int) -> None:
+        """Drops what was logged after the checkpoint, and a last line that a kill left half-written."""
+        if self.out is None or not (self.out / "metrics.jsonl").is_file():
+            return
+        kept: list[str] = []
+        for line in (self.out / "metrics.jsonl").read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["stage"] != stage or row["step"] <= start:
+                kept.append(line)
+        self._close()
+        write_atomic(self.out / "metrics.jsonl", "".join(line + "\n" for line in kept))
+
+    def _checkpoint(self, stage: Stage, step: int) -> None:
+        assert self.out is not None
+        folder = self.out / "checkpoints"
+        tensors, numbers = stage.learner.state()
+        source_tensors, source_numbers = stage.source.state()
+        # Tied parameters share memory; safetensors wants each tensor on its own.
+        flat = {f"learner/{k}": v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        flat |= {f"source/{k}": v.detach().cpu().contiguous().clone() for k, v in source_tensors.items()}
+        with folder_atomic(folder / f"{stage.name}-{step:09d}") as temporary:
+            save_file(flat, temporary / "state.safetensors")
+            write_json(temporary / "state.json", {"step": step, "learner": numbers, "source": source_numbers})
+        for old in folder.iterdir():
+            if old.name != f"{stage.name}-{step:09d}":
+                shutil.rmtree(old, ignore_errors=True)
+        sync_folder(folder)
+
+    def _restore(self, stage: Stage) -> int:
+        folder = self.out / "checkpoints" if self.out is not None else None
+        if folder is None or not folder.is_dir():
+            return 0
+        found = sorted(p for p in folder.iterdir() if p.name.startswith(f"{stage.name}-"))
+        if not found:
+            return 0
+        state = read_json(found[-1] / "state.json")
+        tensors = load_file(found[-1] / "state.safetensors")
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        stage.learner.load_state(part("learner/"), state["learner"])
+        stage.source.load_state(part("source/"), state["source"])
+        return state["step"]
+
+
+def resume(out: str | Path) -> Any:
+    """Goes on with the run in the folder `out` and returns its product; bit for bit on a CPU.
+
+    Raises:
+        TelosError: not a run, data or a model that cannot be found again or has changed.
+    """
+    out = Path(out)
+    if not (out / "run.json").is_file():
+        raise TelosError(f"{out} is not a run", expected="a folder with run.json, as `telos fit --out` writes")
+    header = read_json(out / "run.json")
+    in_memory = [k for k, v in [("data", header["data"]), *header["given"].items()] if v in (None, "in memory", "None")]
+    method = method_class(header["method"]).from_options(header["options"])
+    if in_memory and not (in_memory == ["data"] and method.data is None):
+        raise TelosError(
+            f"{out}: '{in_memory[0]}' was made in memory, so only its maker can resume",
+            fix="call fit(..., out=..., resume=True) again with the same objects",
+        )
+    return Run(
+        method=method, data=header["data"], given=header["given"], steps=header["steps"], seed=header["seed"],
+        device=header["requested_device"], out=out, checkpoint_every=header["checkpoint_every"], micro=header["micro"],
+    ).go(resume=True)  # fmt: skip

@@ -1,0 +1,269 @@
+"""Method, Learner and Source: the contract between an algorithm and the one loop."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from telos.core.errors import TelosError
+from telos.core.products import Product
+from telos.core.rng import Rng
+from telos.data.records import Record
+
+Metrics = dict[str, Tensor | float]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a method learns from, and what it was given.
+
+    Args:
+        data: a validated record or tokenised data set, or None where experience comes from elsewhere.
+        given: the other named arguments of `fit`: model, reference, purpose, env, ...
+        steps: the number of optimisation steps asked for.
+        device: where tensors live.
+    """
+
+    data: Any
+    given: Mapping[str, Any]
+    steps: int
+    device: torch.device
+
+    def need(self, name: str, why: str) -> Any:
+        """`given[name]`, or a TelosError that says what it is for."""
+        value = self.given.get(name)
+        if value is None:
+            raise TelosError(f"'{name}' is missing", expected=why, fix=f"pass {name}=... (or --{name})")
+        return value
+
+    def replace(self, **changes: Any) -> Spec:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+
+class Learner(abc.ABC):
+    """Owns what changes in training: networks, optimisers (their number and order are its own), counters.
+
+    Everything that must survive a kill is an attribute: modules, optimisers, tensors, ints and floats are found
+    by `state`. What is constant and can be rebuilt (a frozen reference, the data) is named in `constant`.
+    """
+
+    constant: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def update(self, batch: Any, rng: Rng, micro: int = 1) -> Metrics:
+        """One optimisation step of the learner's own order; the batch is taken in `micro` parts."""
+
+    @abc.abstractmethod
+    def product(self) -> Product:
+        """What is shipped. It may share memory with the learner; `fit` hands it out once training is over."""
+
+    def behaviour(self) -> Product:
+        """What a source samples with (it may explore, or be a look-ahead point)."""
+        return self.product()
+
+    @final
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int | float]]:
+        """All tensors and numbers that change, by name."""
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, int | float] = {}
+        for name, value in self._changing():
+            if isinstance(value, nn.Module):
+                tensors |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
+            elif isinstance(value, torch.optim.Optimizer):
+                for index, slots in value.state_dict()["state"].items():
+                    for slot, content in slots.items():
+                        if isinstance(content, Tensor):
+                            tensors[f"{name}.{index}.{slot}"] = content
+                        else:
+                            numbers[f"{name}.{index}.{slot}"] = content
+            elif isinstance(value, Tensor):
+                tensors[name] = value
+            else:
+                numbers[name] = value
+        return tensors, numbers
+
+    @final
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int | float]) -> None:
+        """The inverse of `state`; every key must be there."""
+        for name, value in self._changing():
+            inside = {k[len(name) + 1 :]: t for k, t in tensors.items() if k.startswith(name + ".")}
+            if isinstance(value, nn.Module):
+                value.load_state_dict(inside, strict=True)
+            elif isinstance(value, torch.optim.Optimizer):
+                slots: dict[int, dict[str, Any]] = {}
+                single = {k[len(name) + 1 :]: n for k, n in numbers.items() if k.startswith(name + ".")}
+                for key, content in [*inside.items(), *single.items()]:
+                    index, slot = key.split(".", 1)
+                    slots.setdefault(int(index), {})[slot] = content
+                value.load_state_dict({"state": slots, "param_groups": value.state_dict()["param_groups"]})
+            elif isinstance(value, Tensor):
+                with torch.no_grad():
+                    value.copy_(tensors[name])
+            else:
+                setattr(self, name, type(value)(numbers[name]))
+
+    def _changing(self) -> Iterable[tuple[str, Any]]:
+        kinds = (nn.Module, torch.optim.Optimizer, Tensor, int, float)
+        for name, value in sorted(vars(self).items()):
+            if name not in self.constant and isinstance(value, kinds):
+                yield name, value
+
+
+class Source(abc.ABC):
+    """Where experience comes from. A data set ignores `behaviour`; a rollout source samples with it."""
+
+    @abc.abstractmethod
+    def next(self, behaviour: Callable[[], Product], rng: Rng) -> Any:
+        """The batch for one update; `rng` is this step's stream."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int | float]]:
+        """What must survive a kill; nothing for sources that depend on the step's stream only."""
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int | float]) -> None:
+        """The inverse of `state`."""
+
+
+@dataclass
+class Stage:
+    """One named stretch of training: it has its own learner and source, and resumes on its own."""
+
+    name: str
+    learner: Learner
+    source: Source
+    steps: int
+
+
+Stages = Generator[Stage, Product, Product]
+"""Yields stages, is sent each one's product, returns the final product."""
+
+
+@dataclass(frozen=True)
+class Method(abc.ABC):
+    """An algorithm: its fields are the hyper-parameters, the command line's options and the documentation."""
+
+    data: ClassVar[type | None] = None
+    """The record it learns from (Transitions, Preferences, ...); None if experience comes from `given`."""
+    accumulates: ClassVar[bool] = True
+    """False where an update cannot be taken in parts; the method's docstring says why."""
+
+    @abc.abstractmethod
+    def learner(self, spec: Spec, rng: Rng) -> Learner:
+        """Networks and optimisers, initialised from `rng`."""
+
+    @abc.abstractmethod
+    def source(self, spec: Spec) -> Source:
+        """How batches are drawn from `spec`."""
+
+    def prepare(self, spec: Spec) -> Spec:
+        """Work before training: tokenise, load models, fit normalisers. Deterministic; repeated on resume."""
+        return spec
+
+    def stages(self, spec: Spec, rng: Rng) -> Stages:
+        """One stage unless a method has several; they are named, and each resumes on its own."""
+        return (yield Stage("main", self.learner(spec, rng.at("init")), self.source(spec), spec.steps))
+
+    @final
+    def fit(
+        self,
+        source: Any = None,
+        *,
+        steps: int,
+        seed: int = 0,
+        device: str = "auto",
+        out: str | Path | None = None,
+        evaluate: Callable[[int, Callable[[], Product]], Mapping[str, float]] | None = None,
+        evaluate_every: int = 0,
+        checkpoint_every: int = 500,
+        micro: int = 1,
+        resume: bool = False,
+        **given: Any,
+    ) -> Any:
+        """Trains and returns the product.
+
+        Args:
+            source: a record (`telos.load(...)`), a path that `telos.load` reads, or a Source of your own.
+            steps: optimisation steps, over all stages unless a method says otherwise.
+            out: a folder for metrics, checkpoints and the product; nothing is written without it.
+            evaluate: called with (step, product getter) every `evaluate_every` steps and at the end; what it
+                returns goes into the metrics.
+            micro: parts into which each batch is split, to save memory; results agree within rounding.
+            resume: go on with the unfinished run in `out`; bit for bit on a CPU.
+            given: what the method needs besides data: model, reference, purpose, env.
+
+        Raises:
+            TelosError: wrong data, options or devices; HealthError: numbers that cannot be learning.
+        """
+        from telos.core.fit import Run
+
+        return Run(
+            method=self, data=source, given=given, steps=steps, seed=seed, device=device,
+            out=Path(out) if out is not None else None, evaluate=evaluate, evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every, micro=micro,
+        ).go(resume=resume)  # fmt: skip
+
+    @final
+    def options(self) -> dict[str, Any]:
+        """The hyper-parameters as JSON; a method held as a field becomes {"use": slug, ...}."""
+        from telos.core.registry import class_slug
+
+        result: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Method):
+                value = {"use": class_slug(type(value)), **value.options()}
+            result[f.name] = list(value) if isinstance(value, tuple) else value
+        return result
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Any:
+        """The inverse of `options`."""
+        from telos.core.registry import use
+
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in options.items():
+            if name not in known:
+                raise TelosError(f"{cls.__name__} has no option '{name}'", expected=", ".join(known))
+            if isinstance(value, dict) and "use" in value:
+                inner = dict(value)
+                value = use(inner.pop("use"), **inner)
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+@dataclass
+class Accumulator:
+    """Sums losses over the parts of a batch and divides once, so that 8 parts of 1 equal 1 part of 8.
+
+    >>> # total, count = loss(part); accumulator.add(total, count); ...; accumulator.divide(parameters)
+    """
+
+    count: Tensor | float = 0.0
+    total: Tensor | float = field(default=0.0)
+
+    def add(self, total: Tensor, count: Tensor | float) -> None:
+        """Back-propagates a part's summed loss."""
+        total.backward()
+        self.total = self.total + total.detach()
+        self.count = self.count + count
+
+    def divide(self, parameters: Iterable[nn.Parameter]) -> Tensor | float:
+        """Divides the gathered gradients by the count and returns the mean loss."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if grads:
+            torch._foreach_div_(grads, float(self.count))
+        return self.total / self.count
+
+
+def split(batch: Record, micro: int) -> list[Any]:
+    """The batch in `micro` parts (itself when 1)."""
+    return [batch] if micro == 1 else batch.split(micro)

@@ -1,0 +1,1 @@
+"""Records (validated at the door), formats, relabelling and samplers."""

@@ -1,0 +1,263 @@
+"""Records: what experience looks like once it has passed the door. Immutable, columns of equal length.
+
+`Record` gives every record indexing, splitting and moving between devices; a batch is the same type as the
+data set it was drawn from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telos.core.errors import TelosError
+
+Message = dict[str, Any]
+Text = str | list[Message]
+"""A plain text, or a conversation as a list of {"role", "content"} messages."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Columns of equal length N; every Tensor or Record field is a column, anything else describes them all."""
+
+    def columns(self) -> dict[str, Any]:
+        """The fields that have one row an item."""
+        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor | Record)}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns().values())))
+
+    def __getitem__(self, index: Any) -> Self:
+        """The rows at `index` (slice, integer tensor or boolean mask)."""
+        return replace(self, **{name: column[index] for name, column in self.columns().items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same record on `device`."""
+        return replace(self, **{name: column.to(device) for name, column in self.columns().items()})
+
+    def split(self, parts: int) -> list[Self]:
+        """`parts` consecutive pieces of nearly equal length, for accumulation; fewer if there are fewer rows."""
+        return [self[piece] for piece in torch.arange(len(self)).tensor_split(min(parts, len(self)))]
+
+    def fingerprint(self) -> str:
+        """A hash of the contents, to recognise the same data on resume."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, column in self.columns().items():
+            digest.update(name.encode())
+            if isinstance(column, Record):
+                digest.update(column.fingerprint().encode())
+            else:
+                digest.update(column.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Box:
+    """A continuous space: bounds (D,) as tuples, so that it is JSON and part of a product's configuration."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.low)
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """`size` actions 0 .. size-1."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Transitions(Record):
+    """One row a time step, episodes one after another in order.
+
+    Args:
+        observations: (N, O) float32.
+        actions: (N, A) float32 within `action_space`, or (N,) int64 for a discrete one.
+        rewards: (N,) float32.
+        next_observations: (N, O) float32; at an episode's end the true last observation.
+        terminated: (N,) bool: the task itself ended; nothing follows, bootstrapping reads this only.
+        truncated: (N,) bool: the recording was cut (time limit, end of the file).
+        action_space: bounds or the number of actions; inferred bounds are not accepted.
+        origin: what `telos.load` was given, for resume; None for data made in memory.
+
+    Raises:
+        TelosError: naming the column and the first bad row.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    action_space: Box | Discrete
+    origin: str | None = None
+
+    @classmethod
+    def validated(cls, *, action_space: Box | Discrete, origin: str | None = None, **columns: Any) -> Transitions:
+        """Builds the record from array-likes and checks shapes, types, finiteness and action range."""
+        where = origin or "transitions"
+        missing = [f.name for f in fields(cls)[:6] if columns.get(f.name) is None]
+        if missing:
+            raise TelosError(
+                f"{where}: column '{missing[0]}' is missing", expected=", ".join(f.name for f in fields(cls)[:6]),
+                got=", ".join(sorted(columns)) or "nothing", fix=f"add the column '{missing[0]}'",
+            )  # fmt: skip
+        discrete = isinstance(action_space, Discrete)
+        tensors: dict[str, Tensor] = {}
+        for field in fields(cls)[:6]:
+            name = field.name
+            array = np.asarray(columns[name])
+            if array.dtype == object or array.dtype.kind not in "fiub":
+                raise TelosError(
+                    f"{where}: column '{name}' has type {array.dtype}", expected="numbers",
+                    fix="convert the column to float32 (flags to bool)",
+                )  # fmt: skip
+            kind = torch.bool if name in ("terminated", "truncated") else torch.float32
+            if name == "actions" and discrete:
+                kind = torch.int64
+                array = array.reshape(len(array))
+            elif name in ("rewards", "terminated", "truncated"):
+                array = array.reshape(len(array), -1)
+                if array.shape[1] != 1 and len(array):
+                    raise TelosError(f"{where}: column '{name}' has {array.shape[1]} values a row", expected="one")
+                array = array[:, 0] if len(array) else array.reshape(0)
+            elif array.ndim == 1:
+                array = array[:, None]
+            if name in ("observations", "next_observations") and array.ndim != 2:
+                raise TelosError(
+                    f"{where}: column '{name}' has shape {array.shape}", expected="(rows, features)",
+                    fix="flatten observations to vectors",
+                )  # fmt: skip
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                row = int(np.argwhere(~np.isfinite(array))[0][0])
+                raise TelosError(
+                    f"{where}: column '{name}', row {row} is not finite", expected="finite numbers",
+                    got=str(array[row]), fix="remove or mend that row",
+                )  # fmt: skip
+            tensors[name] = torch.as_tensor(np.ascontiguousarray(array)).to(kind)
+        count = len(tensors["observations"])
+        if count == 0:
+            raise TelosError(f"{where}: no transitions", expected="at least one row")
+        for name, column in tensors.items():
+            if len(column) != count:
+                raise TelosError(
+                    f"{where}: column '{name}' has {len(column)} rows", expected=f"{count}, as 'observations'"
+                )
+        if tensors["observations"].shape != tensors["next_observations"].shape:
+            raise TelosError(
+                f"{where}: column 'next_observations' has shape {tuple(tensors['next_observations'].shape)}",
+                expected=f"{tuple(tensors['observations'].shape)}, as 'observations'",
+            )
+        check_actions(tensors["actions"], action_space, where)
+        return cls(**tensors, action_space=action_space, origin=origin)
+
+
+def check_actions(actions: Tensor, space: Box | Discrete, where: str) -> None:
+    """Raises TelosError for the first action outside `space` (a relative tolerance of 1e-4 for rounding)."""
+    if isinstance(space, Discrete):
+        bad = (actions < 0) | (actions >= space.size)
+        expected = f"an integer in 0..{space.size - 1}"
+    else:
+        if actions.shape[-1] != space.size:
+            raise TelosError(
+                f"{where}: actions have {actions.shape[-1]} dimensions", expected=f"{space.size}, as the action space"
+            )
+        low, high = torch.tensor(space.low), torch.tensor(space.high)
+        slack = 1e-4 * torch.clamp(high - low, max=1e6)
+        bad = ((actions < low - slack) | (actions > high + slack)).any(-1)
+        expected = f"within [{list(space.low)}, {list(space.high)}]"
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise TelosError(
+            f"{where}: column 'actions', row {row} is out of range", expected=expected,
+            got=str(actions[row].tolist()), fix="clip or rescale the actions, or state the right bounds",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Pairs of texts as TRL and the hub have them: what was chosen and what was rejected for a prompt.
+
+    Args:
+        prompts: N texts or conversations; None where the prompt is implicit, that is, the common beginning of
+            both texts (found later in token space).
+        chosen, rejected: N texts or lists of messages.
+        origin: what `telos.load` was given.
+    """
+
+    prompts: Sequence[Text | None]
+    chosen: Sequence[Text]
+    rejected: Sequence[Text]
+    origin: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Sequence[int] | slice) -> Preferences:
+        take = range(len(self))[index] if isinstance(index, slice) else index
+        return Preferences(
+            [self.prompts[i] for i in take], [self.chosen[i] for i in take], [self.rejected[i] for i in take],
+            self.origin,
+        )  # fmt: skip
+
+    def fingerprint(self) -> str:
+        return fingerprint_texts(self.prompts, self.chosen, self.rejected)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Prompts with the completions to imitate (prompt may be empty text: plain language modelling)."""
+
+    prompts: Sequence[Text]
+    completions: Sequence[Text]
+    origin: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def __getitem__(self, index: Sequence[int] | slice) -> Demonstrations:
+        take = range(len(self))[index] if isinstance(index, slice) else index
+        return Demonstrations([self.prompts[i] for i in take], [self.completions[i] for i in take], self.origin)
+
+    def fingerprint(self) -> str:
+        return fingerprint_texts(self.prompts, self.completions)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts alone: completions come from the policy, their worth from a purpose."""
+
+    prompts: Sequence[Text]
+    origin: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: Sequence[int] | slice) -> Prompts:
+        take = range(len(self))[index] if isinstance(index, slice) else index
+        return Prompts([self.prompts[i] for i in take], self.origin)
+
+    def fingerprint(self) -> str:
+        return fingerprint_texts(self.prompts)
+
+
+def fingerprint_texts(*columns: Sequence[Text | None]) -> str:
+    """A hash of columns of texts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        for text in column:
+            digest.update(repr(text).encode())
+            digest.update(b"\x1e")
+        digest.update(b"\x1d")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Judging: statistics over seeds, and verdicts on what a claim states."""

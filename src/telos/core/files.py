@@ -21,14 +21,17 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise TelosError(
-            f"cannot write {path}", expected="a folder that you may write to", got="permission denied",
+            f"cannot write {path}",
+            expected="a folder that you may write to",
+            got="permission denied",
             fix="choose another --out, or change the folder's permissions",
-        ) from error  # fmt: skip
+        ) from error
     except OSError as error:
         raise TelosError(
-            f"cannot write {path}", got=error.strerror or str(error),
+            f"cannot write {path}",
+            got=error.strerror or str(error),
             fix="free space on that disk, or choose another --out",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -82,6 +85,7 @@ def folder_atomic(path: str | Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
+                    file.chmod(0o644)
                     with file.open("rb+") as opened:
                         os.fsync(opened.fileno())
             if path.exists():

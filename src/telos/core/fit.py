@@ -83,9 +83,10 @@ class Run:
             raise TelosError("steps and micro must be positive", got=f"steps={self.steps}, micro={self.micro}")
         if self.micro > 1 and not self.method.accumulates:
             raise TelosError(
-                f"{type(self.method).__name__} cannot take a batch in parts", got=f"micro={self.micro}",
+                f"{type(self.method).__name__} cannot take a batch in parts",
+                got=f"micro={self.micro}",
                 fix="leave micro at 1, or use a smaller batch_size",
-            )  # fmt: skip
+            )
         device = resolve_device(self.device)
         data = self._load(self.data)
         header = self._header(data, device)
@@ -93,8 +94,8 @@ class Run:
             if resume and (self.out / "product").is_dir():
                 return load_product(self.out / "product", device)
             self._open(header, resume)
-        spec = self.method.prepare(Spec(data, self.given, self.steps, device))
         rng = Rng(self.seed).at(class_slug(type(self.method)))
+        spec = self.method.prepare(Spec(data, self.given, self.steps, device, rng))
         stages = self.method.stages(spec, rng)
         try:
             stage = next(stages)
@@ -104,7 +105,7 @@ class Run:
             product: Product = stop.value
         finally:
             self._close()
-        product.provenance = header
+        product.provenance = {**header, "notes": dict(spec.notes)}
         product.eval()
         if self.out is not None:
             product.save(self.out / "product")
@@ -117,11 +118,12 @@ class Run:
 
             data = load(str(data), kind=self.method.data)
         wanted = self.method.data
-        if wanted is not None and not isinstance(data, wanted | Source):
+        if wanted is not None and not isinstance(data, (wanted, *self.method.accepts, Source)):
             raise TelosError(
-                f"{type(self.method).__name__} learns from {wanted.__name__}", got=type(data).__name__,
+                f"{type(self.method).__name__} learns from {wanted.__name__}",
+                got=type(data).__name__,
                 fix=f"load the data with telos.load(..., kind=telos.{wanted.__name__})",
-            )  # fmt: skip
+            )
         return data
 
     def _header(self, data: Any, device: torch.device) -> dict[str, Any]:
@@ -133,13 +135,19 @@ class Run:
             )
 
         return {
-            "method": class_slug(type(self.method)), "options": self.method.options(),
+            "method": class_slug(type(self.method)),
+            "options": self.method.options(),
             "data": getattr(data, "origin", None),
             "fingerprint": data.fingerprint() if hasattr(data, "fingerprint") else None,
             "given": {key: name(str(value) if isinstance(value, Path) else value) for key, value in self.given.items()},
-            "steps": self.steps, "seed": self.seed, "micro": self.micro, "checkpoint_every": self.checkpoint_every,
-            "path": numerical_path(device), "requested_device": self.device, "version": telos.__version__,
-        }  # fmt: skip
+            "steps": self.steps,
+            "seed": self.seed,
+            "micro": self.micro,
+            "checkpoint_every": self.checkpoint_every,
+            "path": numerical_path(device),
+            "requested_device": self.device,
+            "version": telos.__version__,
+        }
 
     def _open(self, header: dict[str, Any], resume: bool) -> None:
         assert self.out is not None
@@ -149,15 +157,18 @@ class Run:
             for key in ("method", "options", "fingerprint", "steps", "seed", "micro"):
                 if before[key] != header[key]:
                     raise TelosError(
-                        f"{self.out}: the run cannot be resumed, its {key} differ", expected=str(before[key]),
-                        got=str(header[key]), fix="resume with what the run was started with",
-                    )  # fmt: skip
+                        f"{self.out}: the run cannot be resumed, its {key} differ",
+                        expected=str(before[key]),
+                        got=str(header[key]),
+                        fix="resume with what the run was started with",
+                    )
             torch.set_num_threads(before["path"]["threads"])
         elif self.out.exists() and any(self.out.iterdir()):
             raise TelosError(
-                f"{self.out} is not empty", expected="a new folder",
+                f"{self.out} is not empty",
+                expected="a new folder",
                 fix=f"`telos resume {self.out}` goes on with a run; otherwise choose another --out",
-            )  # fmt: skip
+            )
         else:
             write_json(file, header)
 
@@ -271,6 +282,13 @@ def resume(out: str | Path) -> Any:
             fix="call fit(..., out=..., resume=True) again with the same objects",
         )
     return Run(
-        method=method, data=header["data"], given=header["given"], steps=header["steps"], seed=header["seed"],
-        device=header["requested_device"], out=out, checkpoint_every=header["checkpoint_every"], micro=header["micro"],
-    ).go(resume=True)  # fmt: skip
+        method=method,
+        data=header["data"],
+        given=header["given"],
+        steps=header["steps"],
+        seed=header["seed"],
+        device=header["requested_device"],
+        out=out,
+        checkpoint_every=header["checkpoint_every"],
+        micro=header["micro"],
+    ).go(resume=True)

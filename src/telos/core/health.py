@@ -24,9 +24,10 @@ class Health:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise HealthError(
-                    f"{name} became {value} at step {step}", expected="finite numbers",
+                    f"{name} became {value} at step {step}",
+                    expected="finite numbers",
                     fix="lower the learning rate, clip gradients, or look for NaN and outliers in the data",
-                )  # fmt: skip
+                )
         self.zero_gradients = self.zero_gradients + 1 if metrics.get("grad_norm") == 0.0 else 0
         if self.zero_gradients >= self.patience:
             raise HealthError(

@@ -29,12 +29,16 @@ class Spec:
         given: the other named arguments of `fit`: model, reference, purpose, env, ...
         steps: the number of optimisation steps asked for.
         device: where tensors live.
+        rng: the run's stream; a method takes named streams from it.
+        notes: what preparation has to say to the user; kept with the product.
     """
 
     data: Any
     given: Mapping[str, Any]
     steps: int
     device: torch.device
+    rng: Rng
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def need(self, name: str, why: str) -> Any:
         """`given[name]`, or a TelosError that says what it is for."""
@@ -152,6 +156,10 @@ class Method(abc.ABC):
 
     data: ClassVar[type | None] = None
     """The record it learns from (Transitions, Preferences, ...); None if experience comes from `given`."""
+    accepts: ClassVar[tuple[type, ...]] = ()
+    """Further records that `prepare` knows how to use."""
+    trains: ClassVar[bool] = True
+    """False for methods that fit nothing (decoding, measures): they need no steps."""
     accumulates: ClassVar[bool] = True
     """False where an update cannot be taken in parts; the method's docstring says why."""
 
@@ -176,7 +184,7 @@ class Method(abc.ABC):
         self,
         source: Any = None,
         *,
-        steps: int,
+        steps: int | None = None,
         seed: int = 0,
         device: str = "auto",
         out: str | Path | None = None,
@@ -191,7 +199,7 @@ class Method(abc.ABC):
 
         Args:
             source: a record (`telos.load(...)`), a path that `telos.load` reads, or a Source of your own.
-            steps: optimisation steps, over all stages unless a method says otherwise.
+            steps: optimisation steps, over all stages unless a method says otherwise; required if it trains.
             out: a folder for metrics, checkpoints and the product; nothing is written without it.
             evaluate: called with (step, product getter) every `evaluate_every` steps and at the end; what it
                 returns goes into the metrics.
@@ -205,10 +213,18 @@ class Method(abc.ABC):
         from telos.core.fit import Run
 
         return Run(
-            method=self, data=source, given=given, steps=steps, seed=seed, device=device,
-            out=Path(out) if out is not None else None, evaluate=evaluate, evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every, micro=micro,
-        ).go(resume=resume)  # fmt: skip
+            method=self,
+            data=source,
+            given=given,
+            steps=steps or 0,
+            seed=seed,
+            device=device,
+            out=Path(out) if out is not None else None,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
+            micro=micro,
+        ).go(resume=resume)
 
     @final
     def options(self) -> dict[str, Any]:

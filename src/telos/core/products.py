@@ -94,9 +94,11 @@ class Product(nn.Module, abc.ABC):
     def write(self, folder: Path) -> None:
         """Writes the product's files into an existing, temporary folder."""
         header = {
-            "telos": telos.__version__, "kind": type(self).__name__, "config": self.config(),
+            "telos": telos.__version__,
+            "kind": type(self).__name__,
+            "config": self.config(),
             "provenance": self.provenance,
-        }  # fmt: skip
+        }
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
         with torch.no_grad():
             tensors |= {PROBE + name: tensor.detach().cpu().contiguous() for name, tensor in self.probe().items()}
@@ -130,9 +132,11 @@ def check_probe(product: Product, saved: dict[str, Tensor], folder: Path, tolera
         now = product.probe()
     for name, value in saved.items():
         got = now.get(name)
-        if got is None or got.shape != value.shape or not torch.allclose(
-            got.cpu().float(), value.float(), rtol=tolerance, atol=tolerance
-        ):  # fmt: skip
+        if (
+            got is None
+            or got.shape != value.shape
+            or not torch.allclose(got.cpu().float(), value.float(), rtol=tolerance, atol=tolerance)
+        ):
             raise TelosError(
                 f"{folder}: the loaded product does not reproduce its probe '{name}'",
                 expected="the outputs it had when it was saved",
@@ -153,15 +157,17 @@ def load_product(path: str | Path, device: torch.device | str = "cpu") -> Any:
         if inside.is_dir():
             return load_product(inside, device)
         raise TelosError(
-            f"{folder} is not a product", expected="a folder with config.json and model.safetensors",
+            f"{folder} is not a product",
+            expected="a folder with config.json and model.safetensors",
             fix="give the folder that `save` or `telos fit --out` wrote",
-        )  # fmt: skip
+        )
     header = read_json(header_file)
     if not isinstance(header, dict) or "kind" not in header or "config" not in header:
         raise TelosError(
-            f"{folder} was not written by telos", expected=f"'kind' and 'config' in {header_file.name}",
+            f"{folder} was not written by telos",
+            expected=f"'kind' and 'config' in {header_file.name}",
             fix="a plain transformers folder is a model, not a product: pass it as --model",
-        )  # fmt: skip
+        )
     return product_class(header["kind"]).read(folder, header).to(device)
 
 
@@ -172,9 +178,15 @@ class Policy(Product):
 
     @abc.abstractmethod
     def act(
-        self, obs: Any, *, goal: Any = None, state: Any = None, mask: Any = None,
-        rng: torch.Generator | None = None, explore: bool = False,
-    ) -> Act:  # fmt: skip
+        self,
+        obs: Any,
+        *,
+        goal: Any = None,
+        state: Any = None,
+        mask: Any = None,
+        rng: torch.Generator | None = None,
+        explore: bool = False,
+    ) -> Act:
         """Actions for a batch of raw (un-normalised) observations (B, O), within the action space.
 
         Args:

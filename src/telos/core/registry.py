@@ -83,9 +83,10 @@ def entry(slug: str) -> Entry:
         raise TelosError(f"'{slug}' is planned: it has no method yet", fix="`telos papers` shows what can be run")
     close = difflib.get_close_matches(slug, [*known, *planned()], n=3)
     raise TelosError(
-        f"no method is called '{slug}'", expected="a slug from `telos papers --baselines`",
+        f"no method is called '{slug}'",
+        expected="a slug from `telos papers --baselines`",
         fix=f"did you mean {' or '.join(close)}?" if close else "list them with `telos papers --baselines`",
-    )  # fmt: skip
+    )
 
 
 def method_class(name: str) -> type[Any]:

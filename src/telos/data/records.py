@@ -110,9 +110,11 @@ class Transitions(Record):
         missing = [f.name for f in fields(cls)[:6] if columns.get(f.name) is None]
         if missing:
             raise TelosError(
-                f"{where}: column '{missing[0]}' is missing", expected=", ".join(f.name for f in fields(cls)[:6]),
-                got=", ".join(sorted(columns)) or "nothing", fix=f"add the column '{missing[0]}'",
-            )  # fmt: skip
+                f"{where}: column '{missing[0]}' is missing",
+                expected=", ".join(f.name for f in fields(cls)[:6]),
+                got=", ".join(sorted(columns)) or "nothing",
+                fix=f"add the column '{missing[0]}'",
+            )
         discrete = isinstance(action_space, Discrete)
         tensors: dict[str, Tensor] = {}
         for field in fields(cls)[:6]:
@@ -120,9 +122,10 @@ class Transitions(Record):
             array = np.asarray(columns[name])
             if array.dtype == object or array.dtype.kind not in "fiub":
                 raise TelosError(
-                    f"{where}: column '{name}' has type {array.dtype}", expected="numbers",
+                    f"{where}: column '{name}' has type {array.dtype}",
+                    expected="numbers",
                     fix="convert the column to float32 (flags to bool)",
-                )  # fmt: skip
+                )
             kind = torch.bool if name in ("terminated", "truncated") else torch.float32
             if name == "actions" and discrete:
                 kind = torch.int64
@@ -136,15 +139,18 @@ class Transitions(Record):
                 array = array[:, None]
             if name in ("observations", "next_observations") and array.ndim != 2:
                 raise TelosError(
-                    f"{where}: column '{name}' has shape {array.shape}", expected="(rows, features)",
+                    f"{where}: column '{name}' has shape {array.shape}",
+                    expected="(rows, features)",
                     fix="flatten observations to vectors",
-                )  # fmt: skip
+                )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 row = int(np.argwhere(~np.isfinite(array))[0][0])
                 raise TelosError(
-                    f"{where}: column '{name}', row {row} is not finite", expected="finite numbers",
-                    got=str(array[row]), fix="remove or mend that row",
-                )  # fmt: skip
+                    f"{where}: column '{name}', row {row} is not finite",
+                    expected="finite numbers",
+                    got=str(array[row]),
+                    fix="remove or mend that row",
+                )
             tensors[name] = torch.as_tensor(np.ascontiguousarray(array)).to(kind)
         count = len(tensors["observations"])
         if count == 0:
@@ -180,9 +186,11 @@ def check_actions(actions: Tensor, space: Box | Discrete, where: str) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
         raise TelosError(
-            f"{where}: column 'actions', row {row} is out of range", expected=expected,
-            got=str(actions[row].tolist()), fix="clip or rescale the actions, or state the right bounds",
-        )  # fmt: skip
+            f"{where}: column 'actions', row {row} is out of range",
+            expected=expected,
+            got=str(actions[row].tolist()),
+            fix="clip or rescale the actions, or state the right bounds",
+        )
 
 
 @dataclass(frozen=True)
@@ -207,9 +215,11 @@ class Preferences:
     def __getitem__(self, index: Sequence[int] | slice) -> Preferences:
         take = range(len(self))[index] if isinstance(index, slice) else index
         return Preferences(
-            [self.prompts[i] for i in take], [self.chosen[i] for i in take], [self.rejected[i] for i in take],
+            [self.prompts[i] for i in take],
+            [self.chosen[i] for i in take],
+            [self.rejected[i] for i in take],
             self.origin,
-        )  # fmt: skip
+        )
 
     def fingerprint(self) -> str:
         return fingerprint_texts(self.prompts, self.chosen, self.rejected)
@@ -217,9 +227,9 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Prompts with the completions to imitate (prompt may be empty text: plain language modelling)."""
+    """Prompts with the completions to imitate; a prompt of None means plain language modelling of the text."""
 
-    prompts: Sequence[Text]
+    prompts: Sequence[Text | None]
     completions: Sequence[Text]
     origin: str | None = None
 
@@ -261,3 +271,32 @@ def fingerprint_texts(*columns: Sequence[Text | None]) -> str:
             digest.update(b"\x1e")
         digest.update(b"\x1d")
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Prompts with K completions each, best first.
+
+    Args:
+        prompts: N texts or conversations (None: implicit, the common beginning of the completions).
+        completions: N tuples of the same length K >= 2.
+    """
+
+    prompts: Sequence[Text | None]
+    completions: Sequence[Sequence[Text]]
+    origin: str | None = None
+
+    def __post_init__(self) -> None:
+        widths = {len(group) for group in self.completions}
+        if len(widths) > 1 or min(widths, default=2) < 2:
+            raise TelosError(
+                f"{self.origin or 'rankings'}: groups of {sorted(widths)} completions",
+                expected="the same K >= 2 for all",
+                fix="cut or drop the groups that differ",
+            )
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def fingerprint(self) -> str:
+        return fingerprint_texts(self.prompts, [list(group) for group in self.completions])  # type: ignore[arg-type]

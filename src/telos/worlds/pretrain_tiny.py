@@ -103,13 +103,16 @@ def completion_loss(model: LlamaForCausalLM, tokens: torch.Tensor, pad_id: int) 
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, PROMPT_TOKENS:].flatten(), ignore_index=IGNORED)
 
 
-def pretrain(large: bool, seed: int, steps: int = STEPS) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def pretrain(
+    large: bool, seed: int, steps: int = STEPS, corpus: int = SENTENCES
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The trained model in evaluation mode and its tokenizer; `corpus` is the number of sentences drawn."""
     streams = Rng(seed).at("pretrain_tiny")
     batch_rng = streams.at("batch").numpy()
     tokenizer = build_tokenizer()
     model = build_model(large, streams.at("weights").torch())
     pad_id = model.config.pad_token_id
-    tokens = encode(tokenizer, *tiny_sent.sentences(SENTENCES, streams.at("corpus").numpy()))
+    tokens = encode(tokenizer, *tiny_sent.sentences(corpus, streams.at("corpus").numpy()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     model.train()
     for step in range(1, steps + 1):

@@ -40,7 +40,7 @@ LENGTHS = range(8, 16)
 CLASS_REPEAT = 0.35
 STYLES = 3
 
-_CLASS = np.repeat([0, 1, 2], [len(POSITIVE), len(NEGATIVE), len(NEUTRAL)])
+_class_of_word = np.repeat([0, 1, 2], [len(POSITIVE), len(NEGATIVE), len(NEUTRAL)])
 _MEAN_LENGTH = float(np.mean(LENGTHS))
 
 
@@ -94,7 +94,7 @@ def word_probabilities(style: int | None = None) -> Floats:
     probs = np.zeros((len(TOPICS), 3, len(WORDS)))
     for topic in range(len(TOPICS)):
         for kind in range(3):
-            members = np.flatnonzero(kind == _CLASS)
+            members = np.flatnonzero(kind == _class_of_word)
             drawn = rng.dirichlet(np.full(len(members), 0.5))
             probs[topic, kind, members] = 0.9 * drawn + 0.1 / len(members)
     if style is not None:

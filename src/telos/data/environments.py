@@ -1,0 +1,222 @@
+"""Gymnasium environments at the border of telos: making them, their spaces as ours, recording transitions."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telos.core.errors import TelosError
+from telos.core.rng import Rng
+from telos.data.extras import extra
+from telos.data.records import Box, Discrete, Transitions
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from telos.core.products import Policy
+
+PACKAGES = ("gymnasium_robotics", "minigrid", "ogbench", "metaworld", "ale_py")
+"""Packages that register their environments when they are imported; tried in turn for a name nobody knows yet."""
+
+
+def make(env_id: str) -> gym.Env[Any, Any]:
+    """The registered Gymnasium environment `env_id`.
+
+    Raises:
+        TelosError: an unknown name, or a package that the environment needs.
+    """
+    with extra("rl", f"environment '{env_id}'"):
+        import gymnasium as gym
+    if ":" in env_id:
+        raise TelosError(
+            f"environment '{env_id}' names a module to import", expected="the name of a registered environment",
+            fix="import that module yourself, then give the name after the colon",
+        )  # fmt: skip
+    for package in ("", *PACKAGES):
+        if package and importlib.util.find_spec(package) is not None:
+            importlib.import_module(package)
+        try:
+            return gym.make(env_id)
+        except (gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
+            unknown = error
+        except (gym.error.DependencyNotInstalled, ImportError) as error:
+            raise TelosError(
+                f"environment '{env_id}' needs a package that is not installed", got=str(error),
+                fix='pip install "telos[mujoco]" for MuJoCo, otherwise the package that the message names',
+            ) from error  # fmt: skip
+        except gym.error.Error as error:
+            raise TelosError(f"environment '{env_id}' cannot be made", got=str(error), fix="check the name") from error
+    raise TelosError(
+        f"no environment is called '{env_id}'", got=str(unknown),
+        fix="check the name, and that the package which registers it is installed",
+    )  # fmt: skip
+
+
+def action_space(space: gym.Space[Any], where: str) -> Box | Discrete:
+    """A Gymnasium action space as ours. A Box of several dimensions is flattened; its bounds may be infinite.
+
+    Raises:
+        TelosError: a space that is neither a Box of floats nor Discrete.
+    """
+    import gymnasium as gym
+
+    if isinstance(space, gym.spaces.Discrete):
+        return Discrete(int(space.n))
+    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return Box(tuple(space.low.ravel().tolist()), tuple(space.high.ravel().tolist()))
+    raise TelosError(
+        f"{where}: the action space cannot be used", expected="a Box of floats or Discrete", got=str(space),
+        fix="wrap the environment so that its actions are one vector of floats, or one integer",
+    )  # fmt: skip
+
+
+def bounded(space: Box | Discrete, where: str) -> Box | Discrete:
+    """`space`, or a TelosError if a bound is infinite: methods and random policies need finite ones."""
+    if isinstance(space, Box) and not np.isfinite([space.low, space.high]).all():
+        raise TelosError(
+            f"{where}: the action space has no bounds", expected="finite bounds", got=str(space),
+            fix="give the range that the actions really use: action_low=..., action_high=...",
+        )  # fmt: skip
+    return space
+
+
+def flatten(space: gym.Space[Any], values: Any, rows: int, where: str) -> np.ndarray:
+    """Batched observations as (rows, O) float32.
+
+    Boxes are laid out row by row, discrete values become one-hot, and the parts of a Dict are concatenated in the
+    order of their names, which is Gymnasium's own flatten order (achieved_goal, desired_goal, observation).
+
+    Raises:
+        TelosError: text, graphs, sequences; values that do not fit the space.
+    """
+    import gymnasium as gym
+
+    if isinstance(space, gym.spaces.Dict):
+        parts = [flatten(space[name], values[name], rows, where) for name in sorted(space.keys())]
+        return np.concatenate(parts, axis=1)
+    if isinstance(space, gym.spaces.Tuple):
+        parts = [flatten(inner, value, rows, where) for inner, value in zip(space.spaces, values)]
+        return np.concatenate(parts, axis=1)
+    try:
+        if isinstance(space, gym.spaces.Discrete):
+            return np.eye(int(space.n), dtype=np.float32)[np.asarray(values).reshape(rows) - int(space.start)]
+        if isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary):
+            size = int(np.prod(space.shape))
+            return np.asarray(values, dtype=np.float32).reshape(rows, size)
+    except (ValueError, IndexError) as error:
+        raise TelosError(
+            f"{where}: observations do not fit their space", expected=f"{rows} observations of {space}", got=str(error)
+        ) from error
+    raise TelosError(
+        f"{where}: the observation space cannot be used", expected="Box, Discrete, MultiBinary, or a Dict of them",
+        got=str(space), fix="wrap the environment so that it gives vectors",
+    )  # fmt: skip
+
+
+def env_actions(space: gym.Space[Any], actions: Tensor, rows: int, where: str) -> np.ndarray:
+    """A policy's actions in the shape and type that the environment wants, (rows, *space.shape).
+
+    Raises:
+        TelosError: wrong shape, an action that is not finite or lies outside the space.
+    """
+    import gymnasium as gym
+
+    array = actions.detach().cpu().numpy()
+    if isinstance(space, gym.spaces.Discrete):
+        if array.shape != (rows,) or array.dtype.kind not in "iu":
+            raise TelosError(
+                f"{where}: the policy's actions do not fit", expected=f"({rows},) integers, for {space}",
+                got=f"{array.shape} {array.dtype}", fix="use the environment that the policy was trained for",
+            )  # fmt: skip
+        bad = (array < 0) | (array >= int(space.n))
+    else:
+        assert isinstance(space, gym.spaces.Box)
+        size = int(np.prod(space.shape))
+        if array.shape != (rows, size) or array.dtype.kind != "f":
+            raise TelosError(
+                f"{where}: the policy's actions do not fit", expected=f"({rows}, {size}) floats, for {space}",
+                got=f"{array.shape} {array.dtype}", fix="use the environment that the policy was trained for",
+            )  # fmt: skip
+        low, high = space.low.reshape(size), space.high.reshape(size)
+        slack = 1e-4 * np.minimum(high - low, 1e6)
+        bad = (~np.isfinite(array) | (array < low - slack) | (array > high + slack)).any(axis=1)
+    if bad.any():
+        raise TelosError(
+            f"{where}: the policy acts outside the action space", expected=f"an action in {space}",
+            got=str(array[int(bad.argmax())].tolist()), fix="use the environment that the policy was trained for",
+        )  # fmt: skip
+    if isinstance(space, gym.spaces.Discrete):
+        return array + int(space.start)
+    return np.clip(array, low, high).astype(space.dtype).reshape(rows, *space.shape)
+
+
+def policy_device(policy: Policy) -> torch.device:
+    """Where the policy's weights live."""
+    return next((tensor.device for tensor in policy.state_dict().values()), torch.device("cpu"))
+
+
+def record(
+    env: str | Callable[[], gym.Env[Any, Any]], policy: Policy | None = None, *, steps: int = 10_000, seed: int = 0,
+    explore: bool = False, origin: str | None = None,
+) -> Transitions:  # fmt: skip
+    """`steps` transitions of one environment, episode after episode.
+
+    Args:
+        env: a registered name, or a function that makes an environment.
+        policy: acts; None draws actions uniformly from the action space.
+        explore: whether the policy adds its exploration.
+
+    Returns:
+        the transitions: the true last observation at each episode's end, time limits as `truncated` and not
+        `terminated`; the last row is `truncated` if the recording stops within an episode.
+
+    Raises:
+        TelosError: an environment or an action space that cannot be used.
+    """
+    where = f"environment '{env}'" if isinstance(env, str) else "environment"
+    made = make(env) if isinstance(env, str) else env()
+    space = bounded(action_space(made.action_space, where), where)
+    rng = Rng(seed).at("record")
+    draws, generator = rng.at("actions").numpy(), None
+    device = torch.device("cpu")
+    if policy is not None:
+        device = policy_device(policy)
+        generator = rng.at("policy").torch(device)
+
+    columns: defaultdict[str, list[Any]] = defaultdict(list)
+    episode, state = 0, None
+    raw, _ = made.reset(seed=rng.at("episode", 0).integer() % 2**31)
+    observation = flatten(made.observation_space, raw, 1, where)
+    for _ in range(steps):
+        if policy is not None:
+            with torch.no_grad():
+                act = policy.act(torch.from_numpy(observation).to(device), state=state, rng=generator, explore=explore)
+            action, state = act.action.detach().cpu(), act.state
+        elif isinstance(space, Discrete):
+            action = torch.from_numpy(draws.integers(space.size, size=1))
+        else:
+            action = torch.from_numpy(draws.uniform(space.low, space.high)[None].astype(np.float32))
+        chosen = env_actions(made.action_space, action, 1, where)[0]
+        raw, reward, terminated, truncated, _ = made.step(int(chosen) if isinstance(space, Discrete) else chosen)
+        following = flatten(made.observation_space, raw, 1, where)
+        for name, value in (
+            ("observations", observation[0]), ("actions", action[0].numpy()), ("rewards", float(reward)),
+            ("next_observations", following[0]), ("terminated", terminated), ("truncated", truncated),
+        ):  # fmt: skip
+            columns[name].append(value)
+        observation = following
+        if terminated or truncated:
+            episode, state = episode + 1, None
+            raw, _ = made.reset(seed=rng.at("episode", episode).integer() % 2**31)
+            observation = flatten(made.observation_space, raw, 1, where)
+    made.close()
+    if steps and not columns["terminated"][-1]:
+        columns["truncated"][-1] = True
+    return Transitions.validated(action_space=space, origin=origin, **columns)

@@ -1,0 +1,250 @@
+"""`check` runs a claim: arms on seeds, the verdict, the table, the result file and the picture."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import telos
+from telos.core.errors import TelosError
+from telos.core.files import write_json
+from telos.judge import cache
+from telos.judge.claim import Budget, Claim, load_claim, part_from_json, part_metric
+from telos.judge.closure import closure_hash
+from telos.judge.plots import draw
+from telos.judge.report import Board, describe, show
+from telos.judge.results import Result, git_state, read_result, repository, results_folder
+from telos.judge.run import Task, default_jobs, run_tasks
+from telos.judge.stats import binary_mean, bootstrap_iqm, bootstrap_mean, paired_t
+from telos.judge.verdict import Holds, Verdict, judge_parts
+
+QUICK_SEEDS = 2
+DIGEST_RTOL, DIGEST_ATOL = 1e-3, 1e-4
+
+Runs = dict[str, list[dict[str, Any]]]
+"""Arm -> one run a seed: {"seed", "measures", "points", "digest", "seconds"}."""
+
+
+def check(
+    slug: str,
+    *,
+    scale: str = "laptop",
+    quick: bool = False,
+    out: str | Path | None = None,
+    jobs: int | None = None,
+    record: bool = False,
+    seeds: tuple[int, ...] | None = None,
+    root: Path | None = None,
+) -> Result:
+    """Runs the claim of `slug`, prints its table and verdict, writes result.json and figure.png, returns the result.
+
+    Args:
+        slug: a paper's slug, or the dotted name of a module with CLAIMS.
+        quick: two seeds and a tiny budget: every part runs and nothing is written.
+        out: the folder of the result; runs/check/<slug>.<scale> by default.
+        jobs: worker processes; as many as cores by default.
+        record: writes to results/ of the source tree instead; refused where code is uncommitted.
+        seeds: other seeds than the claim's, to develop with (from 1000 up); never recorded.
+        root: the source tree for git and `record`; the one this package runs from by default.
+
+    Raises:
+        TelosError: unknown slug or scale, a failing arm, a dirty source tree with `record`.
+    """
+    claim = load_claim(slug, scale)
+    if jobs is not None and jobs < 1:
+        raise TelosError("jobs must be positive", got=f"{jobs}", fix="--jobs 1 or more")
+    root = root or repository()
+    used = tuple(seeds or claim.seeds)[: QUICK_SEEDS if quick else None]
+    if record:
+        _refuse_record(slug, quick, seeds, root)
+    begun = time.monotonic()
+    runs = _run(slug, scale, claim, used, "quick" if quick else "full", default_jobs() if jobs is None else jobs)
+    result = _result(slug, scale, claim, used, runs, quick)
+    result["wall_seconds"] = round(time.monotonic() - begun, 1)
+    git = git_state(root)
+    result["git"] = {"commit": git["commit"], "dirty": bool(git["dirty"])} if git else None
+    if quick:
+        show(result)
+        return result
+    if record:
+        _refuse_record(slug, quick, seeds, root)
+        folder = results_folder(root)
+        assert folder is not None
+        file, picture = folder / f"{slug}.{scale}.json", folder / f"{slug}.{scale}.png"
+    else:
+        folder = Path(out) if out is not None else Path("runs") / "check" / f"{result['slug']}.{scale}"
+        file, picture = folder / "result.json", folder / "figure.png"
+    write_json(file, result)
+    drawn = draw(result, picture, claim.plot)
+    show(result, [file, picture] if drawn else [file])
+    return result
+
+
+def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: Path | None = None) -> str:
+    """Whether a recorded result still speaks for the code.
+
+    Returns:
+        "fresh": the code under it has not changed; "same digest": it has, and 20 steps of each arm still give the
+        recorded numbers; "stale": they do not, or the claim's parts, seeds or arms are others.
+    """
+    stored = read_result(slug, scale, folder)
+    claim = load_claim(slug, scale)
+    stated = claim.to_json()
+    arms = {name: arm.to_json() for name, arm in claim.arms.items()}
+    recorded = {
+        name: {key: arm[key] for key in ("run", "options")} for name, arm in stored["arms"].items() if arm["run"]
+    }
+    asked = {name: {key: arm[key] for key in ("run", "options")} for name, arm in arms.items()}
+    if any(stated[key] != stored["claim"][key] for key in ("parts", "seeds")) or asked != recorded:
+        return "stale"
+    if stored["closure"] == claim_closure(claim):
+        return "fresh"
+    runs = _run(slug, scale, claim, claim.seeds[:1], "digest", default_jobs() if jobs is None else jobs)
+    same = all(_close(stored["arms"][name]["digest"], runs[name][0]["digest"]) for name in claim.arms)
+    return "same digest" if same else "stale"
+
+
+def rejudge(result: Mapping[str, Any]) -> Verdict:
+    """The verdict computed again from the runs that a result holds."""
+    table = {name: _columns(arm["runs"]) for name, arm in result["arms"].items()}
+    return judge_parts([part_from_json(part["part"]) for part in result["parts"]], table)
+
+
+def claim_closure(claim: Claim) -> str:
+    """The hash of all code that the claim's arms reach."""
+    return closure_hash(set().union(*(arm.modules() for arm in claim.arms.values())))
+
+
+def _run(slug: str, scale: str, claim: Claim, seeds: Iterable[int], budget: Budget, jobs: int) -> Runs:
+    """All arms on all seeds, from the cache where it has them; with a full budget each arm's digest too, first."""
+    seeds = tuple(seeds)
+    wanted: list[tuple[str, int, Budget]] = [(arm, seed, budget) for seed in seeds for arm in claim.arms]
+    if budget == "full":
+        wanted = [(arm, seeds[0], "digest") for arm in claim.arms] + wanted
+    tasks = [Task(slug, scale, arm, seed, b, cache.arm_key(claim.arms[arm], seed, b)) for arm, seed, b in wanted]
+    values = {task: value for task in tasks if (value := cache.find(task.key)) is not None}
+    with Board(claim, [task for task in tasks if task.budget == budget], jobs) as board:
+        board.found({task: value for task, value in values.items() if task.budget == budget})
+
+        def done(task: Task, value: dict[str, Any]) -> None:
+            values[task] = value
+            if task.budget == budget:
+                board.done(task, value)
+
+        run_tasks([task for task in tasks if task not in values], jobs, done)
+    runs: Runs = {arm: [] for arm in claim.arms}
+    digests = {task.arm: values[task]["digest"] for task in tasks if task.budget == "digest"}
+    for task in tasks:
+        if task.budget == budget:
+            runs[task.arm].append({"seed": task.seed, **values[task], "digest": digests.get(task.arm, [])})
+    return runs
+
+
+def _result(slug: str, scale: str, claim: Claim, seeds: tuple[int, ...], runs: Runs, quick: bool) -> Result:
+    arms: dict[str, dict[str, Any]] = {
+        name: {
+            **arm.to_json(), "label": arm.label or name, "digest": runs[name][0]["digest"],
+            "runs": [{key: run[key] for key in ("seed", "measures", "points", "seconds")} for run in runs[name]],
+            "seconds": round(float(np.mean([run["seconds"] for run in runs[name]])), 3),
+        }
+        for name, arm in claim.arms.items()
+    }  # fmt: skip
+    if claim.derive is not None:
+        for index, seed in enumerate(seeds):
+            _add_derived(arms, claim, index, seed)
+    for arm in arms.values():
+        columns = _columns(arm["runs"])
+        arm["summary"] = {metric: _summary(values) for metric, values in columns.items() if len(values) == len(seeds)}
+    verdict = judge_parts(claim.parts, {name: _columns(arm["runs"]) for name, arm in arms.items()})
+    parts = [{**part.to_json(), "text": describe(part.part, arms)} for part in verdict.parts]
+    return {
+        "slug": slug.rsplit(".", 1)[-1], "scale": scale, "quick": quick, "stale": False, "claim": claim.to_json(),
+        "seeds": list(seeds), "arms": arms, "order": list(arms), "parts": parts, "verdict": verdict.status,
+        "judged": _judged(claim),
+        "arm_seconds": round(sum(run["seconds"] for arm in arms.values() for run in arm["runs"]), 1),
+        "closure": claim_closure(claim), "machine": machine(), "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _add_derived(arms: dict[str, dict[str, Any]], claim: Claim, index: int, seed: int) -> None:
+    assert claim.derive is not None
+    measured = {
+        name: {**arms[name]["runs"][index]["measures"], "points": arms[name]["runs"][index]["points"]}
+        for name in claim.arms
+    }
+    for name, metrics in claim.derive(measured).items():
+        empty = {"run": None, "label": name, "group": "", "options": {}, "digest": [], "runs": [], "seconds": 0.0}
+        rows = arms.setdefault(name, empty)["runs"]
+        if len(rows) == index:
+            rows.append({"seed": seed, "measures": {}, "points": [], "seconds": 0.0})
+        rows[index]["measures"] |= {metric: float(value) for metric, value in metrics.items()}
+
+
+def _columns(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Metric -> one value a seed."""
+    columns: dict[str, list[float]] = {}
+    for run in runs:
+        for metric, value in run["measures"].items():
+            columns.setdefault(metric, []).append(value)
+    return columns
+
+
+def _judged(claim: Claim) -> list[str]:
+    """The metrics worth a column: those of measured parts, or where all parts are exact checks, the checks."""
+    measured = [part_metric(part) for part in claim.parts if not isinstance(part, Holds)]
+    return list(dict.fromkeys(measured or [part_metric(part) for part in claim.parts]))
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    """The mean with the interval that verdicts use (none for one seed), and bootstrap and IQM beside it."""
+    binary = set(values) <= {0.0, 1.0}
+    interval = binary_mean(values) if binary else paired_t(values) if len(values) > 1 else None
+    return {
+        "mean": float(np.mean(values)), "interval": interval.to_json() if interval else None,
+        "bootstrap": bootstrap_mean(values, np.random.default_rng(0)).to_json(),
+        "iqm": bootstrap_iqm(values, np.random.default_rng(0)).to_json(),
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on."""
+    return {
+        "telos": telos.__version__, "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy")},
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """The processor's name and its cores; nothing that names the machine itself."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {"cpu": cpu, "cores": os.cpu_count() or 1}
+
+
+def _refuse_record(slug: str, quick: bool, seeds: tuple[int, ...] | None, root: Path | None) -> None:
+    if quick or seeds is not None or "." in slug:
+        raise TelosError("only a whole claim is recorded", fix="leave out --quick and --seeds")
+    git = git_state(root)
+    if root is None or git is None or results_folder(root) is None:
+        raise TelosError("no source tree to record in", expected="a git checkout of telos with a folder results/")
+    if git["dirty"]:
+        raise TelosError(
+            "the source tree has uncommitted changes", expected="a commit that the result can name",
+            got=", ".join(git["dirty"][:5]), fix="commit first (changes under results/ do not count)",
+        )  # fmt: skip
+
+
+def _close(a: list[float], b: list[float]) -> bool:
+    return len(a) == len(b) and bool(np.allclose(a, b, rtol=DIGEST_RTOL, atol=DIGEST_ATOL))

@@ -1,0 +1,136 @@
+"""Arms in worker processes: one thread each, nothing but strings and numbers across, none left behind.
+
+A lifeline ties the workers to their parent: a pipe whose writing end only the parent holds. When it closes, because
+the parent closed it or died (also by kill -9), each worker ends at once. Workers keep what they finish in the cache
+of arms themselves. This module loads no torch: workers fix their threads before they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import astuple, dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from telos.core.errors import TelosError
+
+if TYPE_CHECKING:
+    from telos.judge.claim import Budget
+
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "TELOS_PROGRESS": "0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One arm on one seed, as a worker is told of it; `key` is its place in the cache of arms."""
+
+    slug: str
+    scale: str
+    arm: str
+    seed: int
+    budget: Budget
+    key: str
+
+
+def default_jobs() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int, done: Callable[[Task, dict[str, Any]], None]) -> None:
+    """Runs the tasks in `jobs` processes, started in the given order; `done` hears of each as it ends.
+
+    A value is what `claim.run_arm` gives and "seconds". The first failure cancels the rest.
+
+    Raises:
+        TelosError: an arm failed (named, with its seed and error), or a worker was killed.
+    """
+    if not tasks:
+        return
+    context = multiprocessing.get_context("spawn")
+    lifeline, parent_end = context.Pipe(duplex=False)
+    with _environment(WORKER_ENVIRONMENT):
+        pool = ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker, (lifeline,))
+        try:
+            waiting = {pool.submit(_work, *astuple(task)): task for task in tasks}
+            for future in as_completed(waiting):
+                task, value = waiting[future], future.result()
+                if "error" in value:
+                    raise TelosError(
+                        f"arm '{task.arm}' failed on seed {task.seed} ({task.slug}, {task.scale}, {task.budget})",
+                        got=value["error"], fix=f"mend {value['place']}; finished arms are kept in the cache",
+                    )  # fmt: skip
+                done(task, value)
+            pool.shutdown()
+        except BrokenProcessPool as error:
+            raise TelosError(
+                "a worker process was killed", got="most often too little memory",
+                fix="--jobs 1, or free some memory; finished arms are kept in the cache",
+            ) from error  # fmt: skip
+        finally:
+            parent_end.close()
+            pool.shutdown(cancel_futures=True)
+            lifeline.close()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables that processes started inside inherit: set before a child's first import."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start_worker(lifeline: Connection) -> None:
+    # Ctrl-C reaches the whole group; the parent answers it and lets go of the lifeline.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+
+
+def _end_with(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    os._exit(1)
+
+
+def _work(slug: str, scale: str, arm: str, seed: int, budget: Budget, key: str) -> dict[str, Any]:
+    """In the worker: runs the arm, keeps and returns its value, or says what went wrong and where."""
+    try:
+        from telos.judge import cache
+        from telos.judge.claim import load_claim, run_arm
+
+        load_claim(slug, scale)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        begun = time.monotonic()
+        value = run_arm(slug, scale, arm, seed, budget)
+        value["seconds"] = round(time.monotonic() - begun, 3)
+        cache.keep(key, value)
+        return value
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next((f for f in reversed(frames) if not f.filename.startswith(sys.prefix)), frames[-1])
+        if os.environ.get("TELOS_TRACEBACK"):
+            traceback.print_exc()
+        place = f"{os.path.basename(frame.filename)}:{frame.lineno} (TELOS_TRACEBACK=1 shows the whole traceback)"
+        return {"error": f"{type(error).__name__}: {error}", "place": place}

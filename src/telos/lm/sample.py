@@ -1,0 +1,130 @@
+"""Sampling with a static cache. What is stored is what was done: the sampler's own log-probs and its transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telos.core.products import Completions
+from telos.lm.model import LanguageModel, transformers
+from telos.lm.tokens import Ids
+
+
+def transformed(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Log-probs (B, V) of the distribution that is sampled from.
+
+    Args:
+        logits: (B, V) float32.
+        temperature: > 0 divides the logits; 0 puts all mass on the first largest.
+        top_k: keep the k largest (0: all). top_p: keep the smallest set of at least this mass (1: all).
+    """
+    if temperature == 0:
+        best = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return best.log()
+    logits = logits / temperature
+    if top_k > 0:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        drop = (ordered.cumsum(-1) - ordered) >= top_p
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+    return logits.log_softmax(-1)
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: LanguageModel, prompts: Sequence[Ids], rng: torch.Generator, *, max_new_tokens: int, **transform: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One completion for each prompt: tokens (B, N), log-probs (B, N) under the transform, and counts (B,).
+
+    A completion ends with the end token, which counts, or after N = max_new_tokens.
+    """
+    device = model.device
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    width = int(lengths.max())
+    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = torch.from_numpy(np.asarray(prompt, np.int64))
+    tokens = tokens.to(device)
+    total = width + max_new_tokens
+    even = bool((lengths == width).all())
+    mask = torch.arange(total, device=device) >= (width - lengths)[:, None]
+    cache = transformers().StaticCache(config=model.causal.config, max_cache_len=total)
+    positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
+    extra: dict[str, Any] = {} if even else {"attention_mask": mask[:, :width].long()}
+    hidden = model.hidden(tokens, past_key_values=cache, use_cache=True, position_ids=positions, **extra)[:, -1]
+    new = torch.zeros(len(prompts), max_new_tokens, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(len(prompts), max_new_tokens, device=device)
+    counts = torch.zeros(len(prompts), dtype=torch.int64, device=device)
+    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    for step in range(max_new_tokens):
+        distribution = transformed(model.head(hidden), **transform)
+        drawn = torch.multinomial(distribution.exp(), 1, generator=rng)
+        new[:, step] = drawn[:, 0]
+        log_probs[:, step] = distribution.gather(-1, drawn)[:, 0] * alive
+        counts += alive
+        alive = alive & (drawn[:, 0] != model.eos_id)
+        if step + 1 == max_new_tokens or not alive.any():
+            break
+        extra = {} if even else {"attention_mask": mask[:, : width + step + 1].long()}
+        hidden = model.hidden(
+            drawn, past_key_values=cache, use_cache=True, position_ids=(lengths + step)[:, None], **extra
+        )[:, -1]
+    return new, log_probs, counts
+
+
+def sample(
+    model: LanguageModel,
+    prompts: Sequence[Ids],
+    *,
+    n: int = 1,
+    rng: torch.Generator,
+    max_new_tokens: int = 64,
+    batch_size: int = 256,
+    **transform: Any,
+) -> Completions:
+    """`n` completions for each prompt (ids), prompts of like length together.
+
+    Args:
+        transform: temperature, top_k, top_p (see `transformed`).
+    """
+    rows = [prompt for prompt in prompts for _ in range(n)]
+    order = np.argsort([len(p) for p in rows], kind="stable")
+    lengths = torch.tensor([len(p) for p in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()) + max_new_tokens, dtype=torch.int64)
+    log_probs = torch.zeros(tokens.shape)
+    totals = lengths.clone()
+    finished = torch.zeros(len(rows), dtype=torch.bool)
+    for start in range(0, len(rows), batch_size):
+        index = order[start : start + batch_size]
+        new, values, counts = sample_tokens(
+            model, [rows[i] for i in index], rng, max_new_tokens=max_new_tokens, **transform
+        )
+        for place, row in enumerate(index.tolist()):
+            first, count = len(rows[row]), int(counts[place])
+            tokens[row, :first] = torch.from_numpy(rows[row])
+            tokens[row, first : first + count] = new[place, :count].cpu()
+            log_probs[row, first : first + count] = values[place, :count].cpu()
+            totals[row] += count
+            finished[row] = int(new[place, count - 1]) == model.eos_id
+    width = int(totals.max())
+    tokens, log_probs = tokens[:, :width], log_probs[:, :width]
+    texts = model.tokenizer.batch_decode(
+        [tokens[i, lengths[i] : totals[i] - int(finished[i])].tolist() for i in range(len(rows))],
+        skip_special_tokens=True,
+    )
+    return Completions(
+        texts,
+        model.tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True),
+        tokens,
+        totals,
+        lengths,
+        log_probs,
+        finished,
+        dict(transform),
+    )

@@ -1,0 +1,120 @@
+r"""Best-of-n: sample n completions, return the one that the purpose scores highest. Nothing is trained.
+
+Stiennon et al. 2020 (arXiv 2009.01325). For distinct scores KL(best-of-n || policy) <= log n - (n - 1) / n
+(equality when the policy gives no completion a noticeable mass).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator as Steps
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from telos.core.errors import TelosError
+from telos.core.files import write_json
+from telos.core.method import Learner, Method, Source, Spec, Stage
+from telos.core.products import Completions, Generator, Product, load_product
+from telos.core.rng import Rng
+from telos.data.records import Prompts
+from telos.lm.products import LanguagePolicy, RewardScorer
+from telos.lm.rollouts import Purpose, scores
+from telos.lm.setup import policy_model
+
+BASELINE = {
+    "method": "Best-of-n",
+    "title": "Learning to summarize from human feedback (rejection sampling)",
+    "reference": "arXiv 2009.01325",
+    "year": 2020,
+    "purpose": ["reward"],
+    "product": "Generator",
+    "data": "a model and a purpose",
+    "summary": "Samples n completions and returns the best-scored one.",
+    "equations": [r"y^*=\arg\max_{i\le n} r(x,y_i),\qquad \mathrm{KL}\le\log n-\tfrac{n-1}n"],
+    "deviations": [],
+}
+
+
+@dataclass(frozen=True)
+class BestOfN(Method):
+    """Best of n samples. Given: model, purpose (a Scorer or a function of (prompts, completions))."""
+
+    data: ClassVar[type | None] = None
+    accepts: ClassVar[tuple[type, ...]] = (Prompts,)
+    trains: ClassVar[bool] = False
+
+    n: int = 16
+    """Samples for each answer, >= 1: more raise the score and the cost. DPO's paper: 128."""
+
+    def stages(self, spec: Spec, rng: Rng) -> Steps[Stage, Product, Product]:
+        yield from ()
+        purpose = spec.need("purpose", "a reward model, or a function of (prompts, completions)")
+        return BestOf(LanguagePolicy(policy_model(spec)), purpose, self.n)
+
+    def learner(self, spec: Spec, rng: Rng) -> Learner:
+        raise TelosError("best_of_n trains nothing", fix="call fit without steps")
+
+    def source(self, spec: Spec) -> Source:
+        raise TelosError("best_of_n trains nothing", fix="call fit without steps")
+
+
+def kl_bound(n: int) -> float:
+    """log n - (n - 1) / n nats: the KL of best-of-n to its policy, for distinct scores and spread-out policies."""
+    return math.log(n) - (n - 1) / n
+
+
+class BestOf(Generator):
+    """A policy whose answers are the best of n by a purpose. Saved with its scorer; a function cannot be saved."""
+
+    def __init__(self, policy: LanguagePolicy, purpose: Purpose, n: int):
+        super().__init__()
+        self.policy, self.n = policy, n
+        self.purpose = purpose
+
+    def config(self) -> dict[str, Any]:
+        return {"n": self.n}
+
+    def probe(self) -> dict[str, Tensor]:
+        return self.policy.probe()
+
+    def write(self, folder: Path) -> None:
+        if not isinstance(self.purpose, RewardScorer):
+            raise TelosError(
+                "this best-of-n uses a function as its purpose, which cannot be saved",
+                expected="a saved reward model",
+                fix="save the model alone and call telos.BestOfN(...).fit(model=..., purpose=...) again",
+            )
+        for name, part in (("policy", self.policy), ("scorer", self.purpose)):
+            (folder / name).mkdir()
+            part.write(folder / name)
+        header = {"kind": type(self).__name__, "config": self.config(), "provenance": self.provenance}
+        write_json(folder / "config.json", header)
+
+    @classmethod
+    def read(cls, folder: Path, header: dict[str, Any]) -> Self:
+        product = cls(load_product(folder / "policy"), load_product(folder / "scorer"), header["config"]["n"])
+        product.provenance = header["provenance"]
+        return product
+
+    def generate(
+        self, prompts: list[Any], *, n: int = 1, rng: torch.Generator | None = None, **sampling: Any
+    ) -> Completions:
+        """`n` answers a prompt, each the best of `self.n` samples; ties go to the first."""
+        drawn = self.policy.generate(prompts, n=n * self.n, rng=rng, **sampling)
+        values = scores(self.purpose, drawn).view(-1, self.n)
+        keep = torch.arange(len(values)) * self.n + values.argmax(-1)
+        rows = keep.tolist()
+        return replace(
+            drawn,
+            texts=[drawn.texts[i] for i in rows],
+            prompts=[drawn.prompts[i] for i in rows],
+            tokens=drawn.tokens[keep],
+            lengths=drawn.lengths[keep],
+            boundaries=drawn.boundaries[keep],
+            log_probs=drawn.log_probs[keep],
+            finished=drawn.finished[keep],
+        )

@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: a policy from recorded transitions."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import platform
 import shutil
@@ -16,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import telos
 from telos.core.errors import TelosError
-from telos.core.files import folder_atomic, read_json, sync_folder, write_atomic, write_json
+from telos.core.files import explained, folder_atomic, read_json, sync_folder, write_atomic, write_json
 from telos.core.health import Health
-from telos.core.method import Method, Source, Spec, Stage
+from telos.core.method import Method, Source, Spec, Stage, Stages
 from telos.core.products import Product, load_product
 from telos.core.progress import Progress
 from telos.core.registry import class_slug, method_class
@@ -88,21 +90,16 @@ class Run:
                 fix="leave micro at 1, or use a smaller batch_size",
             )
         device = resolve_device(self.device)
+        if resume and self.out is not None and (self.out / "product").is_dir():
+            return load_product(self.out / "product", device)
         data = self._load(self.data)
+        self.given = named(self.given)
         header = self._header(data, device)
-        if self.out is not None:
-            if resume and (self.out / "product").is_dir():
-                return load_product(self.out / "product", device)
-            self._open(header, resume)
-        rng = Rng(self.seed).at(class_slug(type(self.method)))
-        spec = self.method.prepare(Spec(data, self.given, self.steps, device, rng))
-        stages = self.method.stages(spec, rng)
+        self._open(header, resume)
         try:
-            stage = next(stages)
-            while True:
-                stage = stages.send(self._stage(stage, rng, device))
-        except StopIteration as stop:
-            product: Product = stop.value
+            rng = Rng(self.seed).at(class_slug(type(self.method)))
+            spec = self.method.prepare(Spec(data, self.given, self.steps, device, rng))
+            product = self._stages(self.method.stages(spec, rng), header, rng, device)
         finally:
             self._close()
         product.provenance = {**header, "notes": dict(spec.notes)}
@@ -111,6 +108,18 @@ class Run:
             product.save(self.out / "product")
             shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
         return product
+
+    def _stages(self, stages: Stages, header: dict[str, Any], rng: Rng, device: torch.device) -> Product:
+        """Runs the stages in order. The header is written once the first one stands: bad input leaves no run behind."""
+        sent: Any = None
+        try:
+            while True:
+                stage = stages.send(sent)
+                self._begin(header)
+                sent = self._stage(stage, rng, device)
+        except StopIteration as stop:
+            self._begin(header)
+            return stop.value
 
     def _load(self, data: Any) -> Any:
         if isinstance(data, str | Path):
@@ -150,10 +159,10 @@ class Run:
         }
 
     def _open(self, header: dict[str, Any], resume: bool) -> None:
-        assert self.out is not None
-        file = self.out / "run.json"
+        if self.out is None:
+            return
         if resume:
-            before = read_json(file)
+            before = read_json(self.out / "run.json")
             for key in ("method", "options", "fingerprint", "steps", "seed", "micro"):
                 if before[key] != header[key]:
                     raise TelosError(
@@ -162,15 +171,28 @@ class Run:
                         got=str(header[key]),
                         fix="resume with what the run was started with",
                     )
+            first, now = (run["given"].get("purpose") for run in (before, header))
+            if first != now:
+                raise TelosError(
+                    f"{self.out}: the run cannot be resumed, its purpose differs (another file, or changed since)",
+                    expected=str(first),
+                    got=str(now),
+                    fix="restore the purpose, or start a new run",
+                )
             torch.set_num_threads(before["path"]["threads"])
-        elif self.out.exists() and any(self.out.iterdir()):
+        elif self.out.is_dir() and any(self.out.iterdir()):
             raise TelosError(
                 f"{self.out} is not empty",
                 expected="a new folder",
                 fix=f"`telos resume {self.out}` goes on with a run; otherwise choose another --out",
             )
         else:
-            write_json(file, header)
+            with explained(self.out):
+                self.out.mkdir(parents=True, exist_ok=True)
+
+    def _begin(self, header: dict[str, Any]) -> None:
+        if self.out is not None and not (self.out / "run.json").exists():
+            write_json(self.out / "run.json", header)
 
     def _stage(self, stage: Stage, rng: Rng, device: torch.device) -> Product:
         finished = self.out / "stages" / stage.name if self.out is not None else None
@@ -214,6 +236,9 @@ class Run:
         if self._metrics_file is not None:
             self._metrics_file.close()
             self._metrics_file = None
+        if self.out is not None:
+            with contextlib.suppress(OSError):
+                self.out.rmdir()  # only a folder in which nothing was written
 
     def _cut_metrics(self, stage: str, start: int) -> None:
         """Drops what was logged after the checkpoint, and a last line that a kill left half-written."""
@@ -264,8 +289,28 @@ class Run:
         return state["step"]
 
 
-def resume(out: str | Path) -> Any:
+def named(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `fit` was given, with a purpose that is a name turned into what it names."""
+    if not isinstance(given.get("purpose"), str | Path):
+        return given
+    # By name, as the registry finds methods: the core imports nothing that lies above it.
+    purposes = importlib.import_module("telos.purposes")
+    return {**given, "purpose": purposes.resolve(str(given["purpose"]))}
+
+
+def resume(
+    out: str | Path,
+    *,
+    purpose: Any = None,
+    evaluate: Callable[[int, Callable[[], Product]], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
+) -> Any:
     """Goes on with the run in the folder `out` and returns its product; bit for bit on a CPU.
+
+    Args:
+        purpose: needed again where it is a function: code is not imported because a file says so. It must be the
+            same (`file.py:function` is compared by the file's hash).
+        evaluate, evaluate_every: as for `fit`; a run does not remember them.
 
     Raises:
         TelosError: not a run, data or a model that cannot be found again or has changed.
@@ -274,7 +319,17 @@ def resume(out: str | Path) -> Any:
     if not (out / "run.json").is_file():
         raise TelosError(f"{out} is not a run", expected="a folder with run.json, as `telos fit --out` writes")
     header = read_json(out / "run.json")
-    in_memory = [k for k, v in [("data", header["data"]), *header["given"].items()] if v in (None, "in memory", "None")]
+    given = dict(header["given"])
+    if purpose is not None:
+        given["purpose"] = purpose
+    elif given.get("purpose") not in (None, "in memory") and not Path(given["purpose"]).is_dir():
+        name, _, _ = given["purpose"].partition(" sha256:")
+        raise TelosError(
+            f"{out}: the run's purpose, {name}, must be named again",
+            expected="the same, unchanged",
+            fix=f"telos resume {out} --purpose PATH/{Path(name).name}",
+        )
+    in_memory = [k for k, v in [("data", header["data"]), *given.items()] if v in (None, "in memory", "None")]
     method = method_class(header["method"]).from_options(header["options"])
     if in_memory and not (in_memory == ["data"] and method.data is None):
         raise TelosError(
@@ -284,11 +339,13 @@ def resume(out: str | Path) -> Any:
     return Run(
         method=method,
         data=header["data"],
-        given=header["given"],
+        given=given,
         steps=header["steps"],
         seed=header["seed"],
         device=header["requested_device"],
         out=out,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
         checkpoint_every=header["checkpoint_every"],
         micro=header["micro"],
     ).go(resume=True)

@@ -39,6 +39,7 @@ def make(env_id: str) -> gym.Env[Any, Any]:
             f"environment '{env_id}' names a module to import", expected="the name of a registered environment",
             fix="import that module yourself, then give the name after the colon",
         )  # fmt: skip
+    unknown: Exception | None = None
     for package in ("", *PACKAGES):
         if package and importlib.util.find_spec(package) is not None:
             importlib.import_module(package)
@@ -88,7 +89,7 @@ def bounded(space: Box | Discrete, where: str) -> Box | Discrete:
 
 
 def flatten(space: gym.Space[Any], values: Any, rows: int, where: str) -> np.ndarray:
-    """Batched observations as (rows, O) float32.
+    """Batched observations (or continuous actions) as (rows, O) float32.
 
     Boxes are laid out row by row, discrete values become one-hot, and the parts of a Dict are concatenated in the
     order of their names, which is Gymnasium's own flatten order (achieved_goal, desired_goal, observation).
@@ -109,13 +110,13 @@ def flatten(space: gym.Space[Any], values: Any, rows: int, where: str) -> np.nda
             return np.eye(int(space.n), dtype=np.float32)[np.asarray(values).reshape(rows) - int(space.start)]
         if isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary):
             size = int(np.prod(space.shape))
-            return np.asarray(values, dtype=np.float32).reshape(rows, size)
-    except (ValueError, IndexError) as error:
+            return np.array(values, dtype=np.float32).reshape(rows, size)
+    except (ValueError, IndexError, TypeError) as error:
         raise TelosError(
-            f"{where}: observations do not fit their space", expected=f"{rows} observations of {space}", got=str(error)
+            f"{where}: values do not fit their space", expected=f"{rows} values of {space}", got=str(error)
         ) from error
     raise TelosError(
-        f"{where}: the observation space cannot be used", expected="Box, Discrete, MultiBinary, or a Dict of them",
+        f"{where}: the space cannot be used", expected="Box, Discrete, MultiBinary, or a Dict of them",
         got=str(space), fix="wrap the environment so that it gives vectors",
     )  # fmt: skip
 
@@ -130,23 +131,18 @@ def env_actions(space: gym.Space[Any], actions: Tensor, rows: int, where: str) -
 
     array = actions.detach().cpu().numpy()
     if isinstance(space, gym.spaces.Discrete):
-        if array.shape != (rows,) or array.dtype.kind not in "iu":
-            raise TelosError(
-                f"{where}: the policy's actions do not fit", expected=f"({rows},) integers, for {space}",
-                got=f"{array.shape} {array.dtype}", fix="use the environment that the policy was trained for",
-            )  # fmt: skip
-        bad = (array < 0) | (array >= int(space.n))
+        shape, kinds, low, high = (rows,), "iu", 0, int(space.n) - 1
     else:
         assert isinstance(space, gym.spaces.Box)
-        size = int(np.prod(space.shape))
-        if array.shape != (rows, size) or array.dtype.kind != "f":
-            raise TelosError(
-                f"{where}: the policy's actions do not fit", expected=f"({rows}, {size}) floats, for {space}",
-                got=f"{array.shape} {array.dtype}", fix="use the environment that the policy was trained for",
-            )  # fmt: skip
-        low, high = space.low.reshape(size), space.high.reshape(size)
-        slack = 1e-4 * np.minimum(high - low, 1e6)
-        bad = (~np.isfinite(array) | (array < low - slack) | (array > high + slack)).any(axis=1)
+        shape, kinds, low, high = (rows, int(np.prod(space.shape))), "f", space.low.ravel(), space.high.ravel()
+    if array.shape != shape or array.dtype.kind not in kinds:
+        raise TelosError(
+            f"{where}: the policy's actions do not fit the environment's", got=f"{array.shape} {array.dtype}",
+            expected=f"{shape} {'integers' if kinds == 'iu' else 'floats'}, for {space}",
+            fix="use the environment that the policy was trained for",
+        )  # fmt: skip
+    slack = 1e-4 * np.minimum(np.subtract(high, low), 1e6) if kinds == "f" else 0
+    bad = (~np.isfinite(array) | (array < low - slack) | (array > high + slack)).reshape(rows, -1).any(axis=1)
     if bad.any():
         raise TelosError(
             f"{where}: the policy acts outside the action space", expected=f"an action in {space}",

@@ -45,6 +45,8 @@ def load(
         TelosError: naming the file, the record and the field, what was expected, what was got and the fix.
     """
     parsed = Options.parse(str(what), options)
+    if not parsed.what:
+        raise TelosError("no data set is named", expected=KNOWN)
     if kind is not None and kind not in (Transitions, *TEXT):
         raise TelosError(
             f"{parsed.what}: {kind.__name__} cannot be read from files", expected="Transitions, Preferences, "

@@ -120,28 +120,35 @@ class Transitions(Record):
         for field in fields(cls)[:6]:
             name = field.name
             array = np.asarray(columns[name])
-            if array.dtype == object or array.dtype.kind not in "fiub":
+            if array.dtype.kind not in "fiub" or array.ndim == 0:
                 raise TelosError(
                     f"{where}: column '{name}' has type {array.dtype}",
-                    expected="numbers",
+                    expected="numbers, one row a step",
                     fix="convert the column to float32 (flags to bool)",
                 )
             kind = torch.bool if name in ("terminated", "truncated") else torch.float32
             if name == "actions" and discrete:
                 kind = torch.int64
-                array = array.reshape(len(array))
+                if array.size != len(array) or (array != np.round(array)).any():
+                    raise TelosError(
+                        f"{where}: column 'actions' does not hold discrete actions",
+                        expected="one whole number a row",
+                        got=f"shape {array.shape}, type {array.dtype}",
+                        fix="state the bounds of a continuous space",
+                    )
+                array = array.reshape(len(array), 1)
             elif name in ("rewards", "terminated", "truncated"):
-                array = array.reshape(len(array), -1)
-                if array.shape[1] != 1 and len(array):
+                array = array.reshape(len(array), int(np.prod(array.shape[1:])))
+                if array.shape[1] != 1:
                     raise TelosError(f"{where}: column '{name}' has {array.shape[1]} values a row", expected="one")
-                array = array[:, 0] if len(array) else array.reshape(0)
+                array = array[:, 0]
             elif array.ndim == 1:
                 array = array[:, None]
-            if name in ("observations", "next_observations") and array.ndim != 2:
+            if name in ("observations", "next_observations", "actions") and array.ndim != 2:
                 raise TelosError(
                     f"{where}: column '{name}' has shape {array.shape}",
                     expected="(rows, features)",
-                    fix="flatten observations to vectors",
+                    fix="flatten each row to a vector",
                 )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 row = int(np.argwhere(~np.isfinite(array))[0][0])
@@ -151,6 +158,8 @@ class Transitions(Record):
                     got=str(array[row]),
                     fix="remove or mend that row",
                 )
+            if kind == torch.int64:
+                array = array[:, 0]
             tensors[name] = torch.as_tensor(np.ascontiguousarray(array)).to(kind)
         count = len(tensors["observations"])
         if count == 0:

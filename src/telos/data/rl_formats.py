@@ -7,22 +7,24 @@ which moves actions into the bounds instead of refusing them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from telos.core.errors import TelosError
 from telos.core.files import write_atomic
 from telos.data.environments import action_space, bounded, flatten, record
 from telos.data.extras import extra
 from telos.data.options import Options
-from telos.data.records import Box, Discrete, Transitions
+from telos.data.records import Box, Discrete, Transitions, check_actions
 
 COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 ACTION_OPTIONS = ("action_low", "action_high", "n_actions", "clip_actions")
@@ -94,7 +96,7 @@ def load_hdf5(path: Path, options: Options) -> Transitions:
         with h5py.File(path, "r") as file:
             if "episode_0" in file:
                 raise TelosError(
-                    f"{path} is the data file of a Minari data set", expected="the data set's folder with metadata.json",
+                    f"{path} is the data file of a Minari data set", expected="its folder, with metadata.json",
                     fix="give the folder that holds data/metadata.json and this file",
                 )  # fmt: skip
             arrays = {}
@@ -172,40 +174,43 @@ def load_minari(what: str | Path, options: Options) -> Transitions:
 
     space = action_space(actions, name)
     width = 0 if isinstance(space, Discrete) else space.size
+    target = given_space(options, {}, width) or bounded(space, name)
     columns: defaultdict[str, list[np.ndarray]] = defaultdict(list)
-    episodes = iter(data.iterate_episodes())
-    number = 0
-    while True:
-        where = f"{name}, episode {number}"
-        try:
-            episode = next(episodes, None)
-        except Exception as error:
-            raise TelosError(
-                f"{where} cannot be read", expected="a whole Minari data set",
-                got=f"{type(error).__name__}: {error}", fix="write or download the data set again",
-            ) from error  # fmt: skip
-        if episode is None:
-            break
-        rows = len(episode.rewards)
-        seen = flatten(observations, episode.observations, rows + 1, where)
-        taken = np.asarray(episode.actions)
-        if isinstance(space, Discrete):
-            taken = taken - int(actions.start)
-        elif len(taken) == rows:
-            taken = taken.reshape(rows, width)
-        ended = np.asarray(episode.terminations, dtype=bool)
-        cut = np.array(episode.truncations, dtype=bool)
-        step = {"actions": taken, "rewards": np.asarray(episode.rewards), "terminations": ended, "truncations": cut}
-        check_columns({**step, "observations": seen}, where, rows, more={"observations": 1})
-        if rows:
+    with contextlib.closing(minari_episodes(data, name)) as episodes:
+        for where, episode in episodes:
+            rows = len(episode["rewards"])
+            seen = flatten(observations, episode["observations"], rows + 1, f"{where}, observations")
+            if isinstance(space, Discrete):
+                taken = np.asarray(episode["actions"]) - int(actions.start)
+            else:
+                taken = flatten(actions, episode["actions"], rows, f"{where}, actions")
+            rewards, ended, cut = (np.array(episode[key]) for key in ("rewards", "terminations", "truncations"))
+            steps = {"actions": taken, "rewards": rewards, "terminations": ended, "truncations": cut}
+            check_columns({**steps, "observations": seen}, where, rows, more={"observations": 1})
+            if isinstance(target, Box) and not options.flag("clip_actions"):
+                check_actions(torch.from_numpy(taken), target, where)
             cut[-1] |= not ended[-1]
-        for column, values in zip(COLUMNS, (seen[:-1], taken, step["rewards"], seen[1:], ended, cut)):
-            columns[column].append(values)
-        number += 1
-    if not number:
+            for column, values in zip(COLUMNS, (seen[:-1], taken, rewards, seen[1:], ended, cut)):
+                columns[column].append(values)
+    if not columns:
         raise TelosError(f"{name} has no episodes", expected="at least one")
-    space = given_space(options, {}, width) or bounded(space, name)
-    return finished({column: np.concatenate(parts) for column, parts in columns.items()}, space, what, options)
+    return finished({column: np.concatenate(parts) for column, parts in columns.items()}, target, what, options)
+
+
+def minari_episodes(data: Any, name: str) -> Generator[tuple[str, dict[str, Any]], None, None]:
+    """What to call each episode, and its arrays; the file is closed with the generator."""
+    number = 0
+    try:
+        episodes = data.storage.get_episodes(data.episode_indices)
+        with contextlib.closing(episodes) if hasattr(episodes, "close") else contextlib.nullcontext():
+            for episode in episodes:
+                yield f"{name}, episode {number}", episode
+                number += 1
+    except Exception as error:
+        raise TelosError(
+            f"{name}, episode {number} cannot be read", expected="a whole Minari data set",
+            got=f"{type(error).__name__}: {error}", fix="write or download the data set again",
+        ) from error  # fmt: skip
 
 
 def is_minari(folder: Path) -> Path | None:
@@ -235,11 +240,12 @@ def load_gym(env_id: str, options: Options) -> Transitions:
         policy = load_product(folder)
         if not isinstance(policy, Policy):
             raise TelosError(f"{folder} does not act", expected="a saved policy", got=type(policy).__name__)
-        options = Options(options.what, {**options.values, "policy": str(folder)})
+        name = str(folder)
+    steps, seed = options.integer("steps", 10_000, least=1), options.integer("seed", 0)
+    settled = Options(options.what, {**options.values, "steps": str(steps), "seed": str(seed), "policy": name})
     return record(
-        env_id, policy, steps=options.integer("steps", 10_000, least=1), seed=options.integer("seed", 0),
-        explore=options.flag("explore"), origin=options.origin(f"gym:{env_id}"),
-    )  # fmt: skip
+        env_id, policy, steps=steps, seed=seed, explore=options.flag("explore"), origin=settled.origin(f"gym:{env_id}")
+    )
 
 
 def given_space(options: Options, stored: Mapping[str, np.ndarray], width: int) -> Box | Discrete | None:
@@ -254,20 +260,20 @@ def given_space(options: Options, stored: Mapping[str, np.ndarray], width: int) 
         low, high = (tuple(stored[n].tolist()) if n in stored else None for n in ("action_low", "action_high"))
     if low is None and high is None:
         return None
-    bounds = []
+    bounds: list[tuple[float, ...]] = []
     for name, values in (("action_low", low), ("action_high", high)):
         if values is None or len(values) not in (1, width):
             raise TelosError(
                 f"{options.what}: {name} does not fit the actions", expected=f"1 or {width} numbers",
                 got="none" if values is None else str(len(values)), fix="give both action_low and action_high",
             )  # fmt: skip
-        bounds.append(tuple(float(v) for v in (values * width if len(values) == 1 else values)))
-    if not all(a < b for a, b in zip(*bounds)):
+        bounds.append(values * width if len(values) == 1 else values)
+    if not all(a < b for a, b in zip(bounds[0], bounds[1])):
         raise TelosError(
             f"{options.what}: the action bounds are not a range", expected="action_low < action_high",
             got=f"{bounds[0]} and {bounds[1]}",
         )  # fmt: skip
-    return Box(*bounds)
+    return Box(bounds[0], bounds[1])
 
 
 def width_of(actions: np.ndarray) -> int:
@@ -326,6 +332,6 @@ def finished(
     columns = dict(columns)
     if options.flag("clip_actions") and isinstance(space, Box):
         actions = np.asarray(columns["actions"], dtype=np.float32).reshape(len(columns["actions"]), -1)
-        columns["actions"] = np.clip(actions, np.float32(space.low), np.float32(space.high))
+        columns["actions"] = np.clip(actions, *np.array([space.low, space.high], dtype=np.float32))
     origin = options.origin(base if isinstance(base, Path) else f"minari:{base}")
     return Transitions.validated(action_space=space, origin=origin, **columns)

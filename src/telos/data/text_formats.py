@@ -49,7 +49,7 @@ CHOICES: dict[type | None, tuple[str, ...]] = {
 FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 # Files that tools write beside the data.
-NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "metadata.json"}
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 
 
 class Place(NamedTuple):
@@ -124,7 +124,7 @@ def parquet_rows(path: Path, wanted: set[str]) -> Rows:
                 for row in batch.to_pylist():
                     number += 1
                     yield Place(str(path), "record", number), row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, PermissionError):
             raise
         raise TelosError(
@@ -246,14 +246,14 @@ def load_text(what: str | Path, kind: type | None, options: Options) -> Preferen
     prompts: list[Text | None] = []
     first: list[Text] = []
     second: list[Text] = []
-    form = ""
+    form, explicit, needed = "", False, ()
     for place, row in rows:
         if not isinstance(row, dict):
             raise TelosError(f"{place} is not an object", expected="an object with named fields", got=shown(row))
         if not form:
             form = form_of(row, kind, names, place)
             explicit = names["prompt"] in row
-            needed = (*FORMS[form], *(["prompt"] if explicit and form == "preference" else []))
+            needed = FORMS[form] + (("prompt",) if explicit and form == "preference" else ())
         reader = Reader(row, place, names)
         for name in needed:
             if names[name] not in row:
@@ -287,7 +287,7 @@ def form_of(row: Mapping[str, Any], kind: type | None, names: Mapping[str, str],
         if all(names[name] in row for name in FORMS[form]):
             return form
     present = {form: sum(names[name] in row for name in FORMS[form]) for form in choices}
-    nearest = max(choices, key=lambda form: present[form])
+    nearest = max(choices, key=lambda form: (present[form], kind is Prompts and form == "prompt"))
     missing = next(name for name in FORMS[nearest] if names[name] not in row)
     raise TelosError(
         f"{place}: column '{names[missing]}' is missing",

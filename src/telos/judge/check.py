@@ -64,7 +64,7 @@ def check(
     root = root or repository()
     used = tuple(seeds or claim.seeds)[: QUICK_SEEDS if quick else None]
     if record:
-        _refuse_record(slug, quick, seeds, root)
+        _refuse_record(quick, seeds, root)
     begun = time.monotonic()
     runs = _run(slug, scale, claim, used, "quick" if quick else "full", default_jobs() if jobs is None else jobs)
     result = _result(slug, scale, claim, used, runs, quick)
@@ -75,10 +75,10 @@ def check(
         show(result)
         return result
     if record:
-        _refuse_record(slug, quick, seeds, root)
+        _refuse_record(quick, seeds, root)
         folder = results_folder(root)
         assert folder is not None
-        file, picture = folder / f"{slug}.{scale}.json", folder / f"{slug}.{scale}.png"
+        file, picture = folder / f"{result['slug']}.{scale}.json", folder / f"{result['slug']}.{scale}.png"
     else:
         folder = Path(out) if out is not None else Path("runs") / "check" / f"{result['slug']}.{scale}"
         file, picture = folder / "result.json", folder / "figure.png"
@@ -93,9 +93,10 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
 
     Returns:
         "fresh": the code under it has not changed; "same digest": it has, and 20 steps of each arm still give the
-        recorded numbers; "stale": they do not, or the claim's parts, seeds or arms are others.
+        recorded numbers; "stale": they do not, or the claim's parts, seeds or arms are others, or the recorded runs
+        are judged otherwise today.
     """
-    stored = read_result(slug, scale, folder)
+    stored = read_result(slug.rsplit(".", 1)[-1], scale, folder)
     claim = load_claim(slug, scale)
     stated = claim.to_json()
     arms = {name: arm.to_json() for name, arm in claim.arms.items()}
@@ -104,6 +105,8 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
     }
     asked = {name: {key: arm[key] for key in ("run", "options")} for name, arm in arms.items()}
     if any(stated[key] != stored["claim"][key] for key in ("parts", "seeds")) or asked != recorded:
+        return "stale"
+    if rejudge(stored).status != stored["verdict"]:
         return "stale"
     if stored["closure"] == claim_closure(claim):
         return "fresh"
@@ -127,9 +130,11 @@ def _run(slug: str, scale: str, claim: Claim, seeds: Iterable[int], budget: Budg
     """All arms on all seeds, from the cache where it has them; with a full budget each arm's digest too, first."""
     seeds = tuple(seeds)
     wanted: list[tuple[str, int, Budget]] = [(arm, seed, budget) for seed in seeds for arm in claim.arms]
-    if budget == "full":
-        wanted = [(arm, seeds[0], "digest") for arm in claim.arms] + wanted
-    tasks = [Task(slug, scale, arm, seed, b, cache.arm_key(claim.arms[arm], seed, b)) for arm, seed, b in wanted]
+    first: list[tuple[str, int, Budget]] = [(arm, seeds[0], "digest") for arm in claim.arms]
+    tasks = [
+        Task(slug, scale, arm, seed, kind, cache.arm_key(claim.arms[arm], seed, kind))
+        for arm, seed, kind in [*(first if budget == "full" else []), *wanted]
+    ]
     values = {task: value for task in tasks if (value := cache.find(task.key)) is not None}
     with Board(claim, [task for task in tasks if task.budget == budget], jobs) as board:
         board.found({task: value for task, value in values.items() if task.budget == budget})
@@ -233,8 +238,8 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": os.cpu_count() or 1}
 
 
-def _refuse_record(slug: str, quick: bool, seeds: tuple[int, ...] | None, root: Path | None) -> None:
-    if quick or seeds is not None or "." in slug:
+def _refuse_record(quick: bool, seeds: tuple[int, ...] | None, root: Path | None) -> None:
+    if quick or seeds is not None:
         raise TelosError("only a whole claim is recorded", fix="leave out --quick and --seeds")
     git = git_state(root)
     if root is None or git is None or results_folder(root) is None:

@@ -12,52 +12,46 @@ import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from telos.core.errors import TelosError
 from telos.core.registry import PACKAGE, entries, public_classes
 
 DECLARATIONS = {"PAPER", "BASELINE", "CLAIMS"}
+JUDGES = {"telos.judge.verdict", "telos.judge.plots"}
+"""A claims file imports these too, but they judge and draw what arms measured: no arm reads them."""
 LOOKUPS = {"use", "method_class"}
 
 
 def closure_hash(modules: Iterable[str]) -> str:
     """A hash of the code that `modules` reach: equal until code or bundled data changes."""
     result = hashlib.blake2b(digest_size=16)
-    for name, file in sorted(closure(frozenset(modules)).items()):
-        result.update(f"{name}:{_file_hash(file)}\n".encode())
+    for name, file in sorted(closure(modules).items()):
+        result.update(f"{name}:{_read(file, file.stat().st_mtime_ns).hash}\n".encode())
     return result.hexdigest()
 
 
-@functools.cache
-def closure(modules: frozenset[str]) -> dict[str, Path]:
-    """The files that `modules` reach within telos (and within their own packages), by name; kept for the process."""
-    tops = {name.split(".")[0] for name in modules} | {"telos"}
-    found: dict[str, Path] = {}
+def closure(modules: Iterable[str]) -> dict[str, Path]:
+    """The files that `modules` reach within telos (and within their own packages), by name."""
     waiting = sorted(modules)
+    tops = {name.split(".")[0] for name in waiting} | {"telos"}
     for name in waiting:
         if _find(name, tops) is None:
             raise TelosError(f"no module is called {name}", expected="a module of telos, or one on the path")
+    found: dict[str, Path] = {}
     while waiting:
         name = waiting.pop()
         file = _find(name, tops)
-        if file is None or name in found:
+        if file is None or name in found or name in JUDGES:
             continue
         found[name] = file
-        imported, data = _reads(file)
-        waiting += imported
+        code = _read(file, file.stat().st_mtime_ns)
+        waiting += code.imports
         # A package's own file runs before its modules; telos/__init__.py only looks names up.
         waiting += [parent for i in range(name.count(".")) if (parent := name.rsplit(".", i + 1)[0]) != "telos"]
-        found |= {str(path.relative_to(PACKAGE)): path for path in data}
+        found |= {str(path.relative_to(PACKAGE)): path for path in code.data}
     return found
-
-
-def clear() -> None:
-    """Forgets what was read, so that changed files are seen."""
-    closure.cache_clear()
-    _reads.cache_clear()
-    _file_hash.cache_clear()
-    _data_files.cache_clear()
 
 
 def _find(name: str, tops: set[str]) -> Path | None:
@@ -76,45 +70,57 @@ def _find(name: str, tops: set[str]) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
+@dataclass(frozen=True)
+class Code:
+    """What one file holds: the hash of its code, and the modules and bundled data files that the code names."""
+
+    hash: str
+    imports: tuple[str, ...] = ()
+    data: tuple[Path, ...] = ()
+
+
 @functools.cache
-def _reads(file: Path) -> tuple[list[str], list[Path]]:
-    """The modules and the bundled data files that a file's code names."""
-    modules: list[str] = []
+def _read(file: Path, changed: int) -> Code:
+    """Reads a file; kept for the process, until its time of change is another."""
+    if file.suffix != ".py":
+        return Code(hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest())
+    tree = _stripped(file)
+    imports: list[str] = []
     data: list[Path] = []
-    for node in ast.walk(_code(file)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
+            imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             # The name may be a module or something inside one: _find keeps what is there.
-            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             if node.module == "telos":
-                modules += [public_classes().get(alias.name, "") for alias in node.names]
+                imports += [public_classes().get(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "telos":
-            modules.append(public_classes().get(node.attr, ""))
+            imports.append(public_classes().get(node.attr, ""))
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             slug = str(node.args[0].value).split(".")[0]
             if called in LOOKUPS and slug in entries():
-                modules.append(entries()[slug].module)
+                imports.append(entries()[slug].module)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             data += _data_files().get(node.value.rsplit("/", 1)[-1], [])
-    return modules, data
+    # Unparsed code rather than a dump of the tree: the dump's form changes with the version of Python.
+    content = ast.unparse(tree).encode()
+    return Code(hashlib.blake2b(content, digest_size=16).hexdigest(), tuple(imports), tuple(data))
 
 
 @functools.cache
 def _data_files() -> dict[str, list[Path]]:
-    """Bundled data (weights, tokenisers) by file name and, where a folder holds data only, by the folder's name."""
+    """Bundled data (weights, tokenisers) by file name; where a folder holds data only, by its name."""
     found: dict[str, list[Path]] = {}
     for path in sorted(PACKAGE.rglob("*")):
         folder = path.parent
         if folder != PACKAGE and "__pycache__" not in path.parts and path.is_file() and path.suffix != ".py":
-            found.setdefault(path.name, []).append(path)
-            if not list(folder.glob("*.py")):
-                found.setdefault(folder.name, []).append(path)
+            found.setdefault(path.name if list(folder.glob("*.py")) else folder.name, []).append(path)
     return found
 
 
-def _code(file: Path) -> ast.Module:
+def _stripped(file: Path) -> ast.Module:
     """The syntax tree without declarations and docstrings (bare strings anywhere, also those below fields)."""
     tree = ast.parse(file.read_bytes(), str(file))
     tree.body = [node for node in tree.body if not _is_declaration(node)]
@@ -132,10 +138,3 @@ def _is_declaration(node: ast.stmt) -> bool:
 
 def _is_bare_string(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-@functools.cache
-def _file_hash(file: Path) -> str:
-    # Unparsed code rather than a dump of the tree: the dump's form changes with the version of Python.
-    content = ast.unparse(_code(file)).encode() if file.suffix == ".py" else file.read_bytes()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

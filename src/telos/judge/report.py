@@ -100,7 +100,7 @@ class Board:
         cached = f", {self.cached} from the cache" if self.cached else ""
         passed = time.monotonic() - self.begun
         line = Text(
-            f"{len(self.values)}/{len(self.tasks)} runs{cached}, {passed:.0f} s, about {self.seconds_left():.0f} s left"
+            f"  {len(self.values)}/{len(self.tasks)} runs{cached}, {passed:.0f} s, about {self.seconds_left():.0f} s left"
         )
         return Group(table, bar, line)
 
@@ -142,6 +142,8 @@ def show(result: Mapping[str, Any], written: Sequence[Path] = (), console: Conso
     for metric, meaning in claim["metrics"].items():
         screen.print(Text(f"{metric}: {meaning}", style="dim"))
     screen.print(Text.assemble((result["verdict"], STYLES[result["verdict"]]), verdict_note(result)))
+    if result["stale"]:
+        screen.print(Text("stale: the code has changed since, and no longer gives these numbers", style="bold yellow"))
     if result["quick"]:
         screen.print(Text("quick: every part ran on a tiny budget; these numbers measure nothing", style="dim"))
     runs = sum(len(arm["runs"]) for arm in arms.values() if arm["run"])

@@ -71,7 +71,8 @@ def run_tasks(tasks: Sequence[Task], jobs: int, done: Callable[[Task, dict[str, 
                 if "error" in value:
                     raise TelosError(
                         f"arm '{task.arm}' failed on seed {task.seed} ({task.slug}, {task.scale}, {task.budget})",
-                        got=value["error"], fix=f"mend {value['place']}; finished arms are kept in the cache",
+                        got=value["error"],
+                        fix=f"raised at {value['place']}, TELOS_TRACEBACK=1 shows how; finished arms are in the cache",
                     )  # fmt: skip
                 done(task, value)
             pool.shutdown()
@@ -132,5 +133,5 @@ def _work(slug: str, scale: str, arm: str, seed: int, budget: Budget, key: str) 
         frame = next((f for f in reversed(frames) if not f.filename.startswith(sys.prefix)), frames[-1])
         if os.environ.get("TELOS_TRACEBACK"):
             traceback.print_exc()
-        place = f"{os.path.basename(frame.filename)}:{frame.lineno} (TELOS_TRACEBACK=1 shows the whole traceback)"
+        place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
         return {"error": f"{type(error).__name__}: {error}", "place": place}

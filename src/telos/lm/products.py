@@ -183,6 +183,15 @@ class RewardScorer(Scorer):
             result[torch.from_numpy(index)] = self.score_tokens(groups.sequences(index))[:, 0].cpu()
         return result
 
+    @torch.no_grad()
+    def score_sampled(self, completions: Completions) -> Tensor:
+        """(N,) scores of sampled tokens; a completion that was cut off is closed with an end token."""
+        device = next(self.network.parameters()).device
+        tokens = torch.nn.functional.pad(completions.tokens, (0, 1))
+        lengths = completions.lengths + (~completions.finished).long()
+        tokens[torch.arange(len(tokens)), lengths - 1] = self.tokenizer.eos_token_id
+        return self.score_tokens(Sequences(tokens, lengths, completions.boundaries).to(device)).cpu()
+
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Tensor:
         """As a purpose: the same as `score`."""
         return self.score(prompts, completions)

@@ -18,7 +18,7 @@ from telos.core.sources import Epochs
 from telos.data.records import Record
 from telos.lm.log_probs import sequence_log_probs
 from telos.lm.model import LanguageModel
-from telos.lm.products import LanguagePolicy
+from telos.lm.products import LanguagePolicy, RewardScorer
 from telos.lm.tokens import Ids, Sequences
 
 Purpose = Callable[[Sequence[str], Sequence[str]], Any]
@@ -48,12 +48,21 @@ class Rollouts(Record):
     raw: bool
 
 
-def scores(purpose: Purpose, completions: Completions) -> Tensor:
-    """(N,) float32 rewards of completions.
+def scores(purpose: Purpose, completions: Completions, tokenizer: Any = None) -> Tensor:
+    """(N,) float32 rewards of completions; a reward model with the same vocabulary reads the tokens themselves.
+
+    Args:
+        tokenizer: of the policy that sampled them.
 
     Raises:
         TelosError: the wrong number of scores, or one that is not finite, with its prompt.
     """
+    if (
+        isinstance(purpose, RewardScorer)
+        and tokenizer is not None
+        and (purpose.tokenizer is tokenizer or purpose.tokenizer.get_vocab() == tokenizer.get_vocab())
+    ):
+        return purpose.score_sampled(completions)
     values = torch.as_tensor(np.asarray(purpose(completions.prompts, completions.texts), dtype=np.float32))
     if values.shape != (len(completions.texts),):
         raise TelosError(
@@ -135,7 +144,7 @@ class RolloutSource(Source):
             sequences,
             completions.log_probs.to(device),
             reference,
-            scores(self.purpose, completions).to(device),
+            scores(self.purpose, completions, policy.model.tokenizer).to(device),
             torch.arange(len(prompts), device=device).repeat_interleave(self.n),
             raw=plain and self.sampling.get("top_p", 1.0) == 1.0,
         )

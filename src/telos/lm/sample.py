@@ -105,13 +105,18 @@ def sample(
         new, values, counts = sample_tokens(
             model, [rows[i] for i in index], rng, max_new_tokens=max_new_tokens, **transform
         )
-        for place, row in enumerate(index.tolist()):
-            first, count = len(rows[row]), int(counts[place])
-            tokens[row, :first] = torch.from_numpy(rows[row])
-            tokens[row, first : first + count] = new[place, :count].cpu()
-            log_probs[row, first : first + count] = values[place, :count].cpu()
-            totals[row] += count
-            finished[row] = int(new[place, count - 1]) == model.eos_id
+        heads = lengths[index]
+        ends = heads + counts.cpu()
+        for row in index.tolist():
+            tokens[row, : len(rows[row])] = torch.from_numpy(rows[row])
+        place = torch.arange(tokens.shape[1])
+        inside = (place >= heads[:, None]) & (place < ends[:, None])
+        kept = torch.arange(max_new_tokens) < counts.cpu()[:, None]
+        target = torch.from_numpy(index)
+        tokens[target] = tokens[target].masked_scatter(inside, new.cpu()[kept])
+        log_probs[target] = log_probs[target].masked_scatter(inside, values.cpu()[kept])
+        totals[target] = ends
+        finished[target] = new.cpu().gather(1, counts.cpu()[:, None] - 1)[:, 0] == model.eos_id
     width = int(totals.max())
     tokens, log_probs = tokens[:, :width], log_probs[:, :width]
     texts = model.tokenizer.batch_decode(

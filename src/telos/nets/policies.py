@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from telos.core.errors import TelosError
 from telos.core.products import Act, Policy
-from telos.data.records import Box, Discrete
+from telos.data.records import Box, Discrete, Transitions
 from telos.nets.mlp import MLP
 from telos.nets.normaliser import Normaliser
 
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 
-def box(space: Box | Discrete, method: str) -> Box:
-    """The space if it is continuous and bounded.
+def box(data: Any, method: str) -> Box:
+    """The action space of a data set, if it is continuous and bounded.
 
     Raises:
-        TelosError: discrete actions, an infinite bound, or a dimension without width.
+        TelosError: not a data set in memory, discrete actions, an infinite bound, or a dimension without width.
     """
-    if not isinstance(space, Box):
+    if not isinstance(data, Transitions):
+        raise TelosError(f"{method} learns from a data set", expected="Transitions", got=type(data).__name__)
+    space = data.action_space
+    if isinstance(space, Discrete):
         raise TelosError(
             f"{method} needs continuous actions",
             expected="action_space=Box(low, high)",

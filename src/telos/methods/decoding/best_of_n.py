@@ -105,7 +105,7 @@ class BestOf(Generator):
     ) -> Completions:
         """`n` answers a prompt, each the best of `self.n` samples; ties go to the first."""
         drawn = self.policy.generate(prompts, n=n * self.n, rng=rng, **sampling)
-        values = scores(self.purpose, drawn).view(-1, self.n)
+        values = scores(self.purpose, drawn, self.policy.model.tokenizer).view(-1, self.n)
         keep = torch.arange(len(values)) * self.n + values.argmax(-1)
         rows = keep.tolist()
         return replace(

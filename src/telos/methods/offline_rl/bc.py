@@ -56,8 +56,8 @@ class BC(Method):
     """Transitions an update. As TD3+BC."""
 
     def prepare(self, spec: Spec) -> Spec:
-        if not isinstance(spec.data.action_space, Discrete):
-            box(spec.data.action_space, "BC")
+        if not isinstance(getattr(spec.data, "action_space", None), Discrete):
+            box(spec.data, "BC")
         return spec.replace(data=spec.data.to(spec.device))
 
     def source(self, spec: Spec) -> Uniform:

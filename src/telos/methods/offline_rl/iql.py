@@ -89,7 +89,7 @@ class IQL(Method):
     """Transitions an update. Paper: 256."""
 
     def prepare(self, spec: Spec) -> Spec:
-        box(spec.data.action_space, "IQL")
+        box(spec.data, "IQL")
         if not 0 < self.expectile < 1:
             raise TelosError(
                 "IQL: option expectile is out of range", expected="above 0, below 1", got=str(self.expectile)
@@ -117,7 +117,7 @@ class IQLLearner(Learner):
 
     def __init__(self, method: IQL, data: Transitions, steps: int, rng: Rng):
         self.method, self.steps, self.updates = method, steps, 0
-        bounds = box(data.action_space, "IQL")
+        bounds = box(data, "IQL")
         size, device = data.observations.shape[1], data.observations.device
         policy = GaussianPolicy(size, bounds.low, bounds.high, method.hidden, rng=rng.at("policy").torch())
         if method.normalise:

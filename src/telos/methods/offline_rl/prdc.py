@@ -133,8 +133,8 @@ class PRDC(Method):
     """Transitions an update. Paper: 256."""
 
     def prepare(self, spec: Spec) -> Spec:
+        box(spec.data, "PRDC")
         data: Transitions = spec.data.to(spec.device)
-        box(data.action_space, "PRDC")
         if not 1 <= self.k <= len(data):
             raise TelosError("PRDC: option k is out of range", expected=f"1 to {len(data)} (rows)", got=str(self.k))
         if self.beta < 0 or self.alpha <= 0:
@@ -254,7 +254,7 @@ class PRDCLearner(Learner):
 
     def __init__(self, method: PRDC, data: Transitions, rng: Rng):
         self.method = method
-        bounds = box(data.action_space, "PRDC")
+        bounds = box(data, "PRDC")
         sizes = data.observations.shape[1], bounds.size
         device = data.observations.device
         policy = DeterministicPolicy(sizes[0], bounds.low, bounds.high, method.hidden, rng=rng.at("policy").torch())

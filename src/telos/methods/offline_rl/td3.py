@@ -85,7 +85,7 @@ class TD3(Method):
     """Transitions an update. Paper: 100; the authors' code: 256."""
 
     def prepare(self, spec: Spec) -> Spec:
-        box(spec.data.action_space, "TD3")
+        box(spec.data, "TD3")
         return spec.replace(data=spec.data.to(spec.device))
 
     def source(self, spec: Spec) -> Uniform:
@@ -100,7 +100,7 @@ class TD3Learner(Learner):
 
     def __init__(self, method: TD3, data: Transitions, rng: Rng):
         self.method = method
-        bounds = box(data.action_space, "TD3")
+        bounds = box(data, "TD3")
         sizes = data.observations.shape[1], bounds.size
         device = data.observations.device
         policy = DeterministicPolicy(sizes[0], bounds.low, bounds.high, method.hidden, rng=rng.at("policy").torch())

@@ -85,7 +85,7 @@ class TD3BC(Method):
     """Transitions an update. Paper: 256."""
 
     def prepare(self, spec: Spec) -> Spec:
-        box(spec.data.action_space, "TD3+BC")
+        box(spec.data, "TD3+BC")
         if self.alpha <= 0:
             raise TelosError("TD3+BC: option alpha must be positive", got=str(self.alpha))
         return spec.replace(data=spec.data.to(spec.device))
@@ -116,7 +116,7 @@ class TD3BCLearner(Learner):
 
     def __init__(self, method: TD3BC, data: Transitions, rng: Rng):
         self.method = method
-        bounds = box(data.action_space, "TD3+BC")
+        bounds = box(data, "TD3+BC")
         sizes = data.observations.shape[1], bounds.size
         device = data.observations.device
         policy = DeterministicPolicy(sizes[0], bounds.low, bounds.high, method.hidden, rng=rng.at("policy").torch())

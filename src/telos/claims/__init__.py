@@ -1,0 +1,1 @@
+"""Claims: one file a paper, committed before it is measured."""

@@ -1,0 +1,303 @@
+"""Evaluation of a policy in a Gymnasium environment: the returns of whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from telos.core.errors import TelosError
+from telos.core.products import Act, Policy
+from telos.core.rng import Rng
+from telos.data.environments import action_space, env_actions, flatten, make, policy_device
+from telos.data.extras import extra
+from telos.data.records import Box, Discrete
+from telos.judge.stats import Interval, paired_t
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+ENVIRONMENTS = 8
+LONGEST = 200_000
+"""Steps after which an episode counts as endless."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a policy earned in whole episodes.
+
+    Args:
+        returns: (episodes,) float64 undiscounted sums of rewards.
+        lengths: (episodes,) int64 steps.
+        successes: (episodes,) bool, where the environment reports "success" or "is_success"; else None.
+        env, seed: what was evaluated.
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    successes: NDArray[np.bool_] | None
+    env: str
+    seed: int
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def interval(self) -> Interval | None:
+        """Student's t interval of the mean return over episodes, 95 %; None for a single episode.
+
+        It says how well these episodes measure this one policy; a claim about a method needs seeds.
+        """
+        return paired_t(self.returns) if len(self.returns) > 1 else None
+
+    @property
+    def success_rate(self) -> float | None:
+        """The fraction of episodes with success, or None where the environment reports none."""
+        return None if self.successes is None else float(self.successes.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        interval = self.interval
+        return {
+            "env": self.env, "seed": self.seed, "episodes": len(self.returns), "mean": self.mean,
+            "interval": None if interval is None else interval.to_json(), "success_rate": self.success_rate,
+            "returns": self.returns.tolist(), "lengths": self.lengths.tolist(),
+            "successes": None if self.successes is None else self.successes.tolist(),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        interval = self.interval
+        text = f"{self.env}: mean return {self.mean:.4g}"
+        if interval is not None:
+            text += f" [{interval.low:.4g}, {interval.high:.4g}]"
+        text += f" over {len(self.returns)} episodes of {self.lengths.mean():.4g} steps"
+        return text if self.success_rate is None else f"{text}, success {self.success_rate:.1%}"
+
+
+def evaluate(
+    policy: Policy, env: str | Callable[[], Any], *, episodes: int = 10, seed: int = 0, vector: int | None = None,
+    processes: bool = False, explore: bool = False, success: Literal["any", "last"] = "any",
+) -> Evaluation:  # fmt: skip
+    """Runs exactly `episodes` episodes and returns what the policy earned.
+
+    Episode k starts from its own seed, so the set of episodes is fixed beforehand: short ones are not
+    over-represented, and a policy that draws nothing gets the same returns whatever `vector` is. A vector environment
+    that resets itself is seeded once, and each of its n parts gives its first episodes / n.
+
+    Args:
+        policy: gets observations as (n, O) float32, Dict observations as one vector (telos.data.environments.flatten).
+        env: a registered name, or a function that makes a new gymnasium.Env or a gymnasium.vector.VectorEnv.
+        vector: environments stepped together; by default as many as episodes, 8 at most.
+        processes: each environment in a process of its own, for slow ones.
+        explore: whether the policy adds its exploration.
+        success: an episode succeeded if "any" of its steps says so, or only if its "last" does.
+
+    Raises:
+        TelosError: an unknown environment, action spaces that do not fit, an action outside the space, a reward
+            that is not finite, an episode without end.
+    """
+    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    where = f"environment '{name}'"
+    if not isinstance(policy, Policy):
+        raise TelosError(f"a {type(policy).__name__} does not act", expected="a Policy")
+    if episodes < 1 or (vector is not None and vector < 1) or success not in ("any", "last"):
+        raise TelosError(
+            "evaluate: an option is wrong", expected="episodes >= 1, vector >= 1, success 'any' or 'last'",
+            got=f"episodes={episodes}, vector={vector}, success={success!r}",
+        )  # fmt: skip
+    envs = open_vector(env, min(episodes, vector or ENVIRONMENTS), processes, where)
+    training = policy.training
+    policy.eval()
+    try:
+        check_spaces(policy, envs, where)
+        with torch.no_grad():
+            returns, lengths, reached = run(policy, envs, episodes, Rng(seed).at("evaluate"), explore, success, where)
+    finally:
+        policy.train(training)
+        envs.close()
+    successes = None if np.isnan(reached).all() else np.nan_to_num(reached) > 0
+    return Evaluation(returns, lengths, successes, name, seed)
+
+
+def open_vector(env: str | Callable[[], Any], count: int, processes: bool, where: str) -> VectorEnv[Any, Any, Any]:
+    """`count` environments as one vector environment without automatic resets, or the one that `env` makes."""
+    with extra("rl", where):
+        import gymnasium as gym
+        from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+    if not (isinstance(env, str) or callable(env)):
+        raise TelosError(
+            "evaluate: 'env' has the wrong type", expected="a registered name, or a function that makes environments",
+            got=type(env).__name__, fix="pass a function that makes a new environment at each call",
+        )  # fmt: skip
+    first = make(env) if isinstance(env, str) else env()
+    if isinstance(first, VectorEnv):
+        return first
+    if not isinstance(first, gym.Env):
+        raise TelosError(f"{where}: the function makes no environment", expected="a gymnasium.Env",
+                         got=type(first).__name__)  # fmt: skip
+    action_space(first.action_space, where)
+
+    def new() -> Any:
+        return make(env) if isinstance(env, str) else env()
+
+    if processes:
+        first.close()
+        return AsyncVectorEnv([new] * count, autoreset_mode=AutoresetMode.DISABLED)
+    made = [first, *(new() for _ in range(count - 1))]
+    if len({id(one.unwrapped) for one in made}) < count:
+        raise TelosError(
+            f"{where}: the function returns the same environment again", expected="a new one at each call",
+            fix="make the environment inside the function, or pass vector=1",
+        )  # fmt: skip
+    return SyncVectorEnv([lambda one=one: one for one in made], autoreset_mode=AutoresetMode.DISABLED)
+
+
+def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any], where: str) -> None:
+    """Raises TelosError if the policy's action space, where it has one, is not within the environment's."""
+    theirs = action_space(envs.single_action_space, where)
+    ours = policy_space(policy)
+    if ours is None or ours == theirs:
+        return
+    fits = isinstance(ours, Box) and isinstance(theirs, Box) and ours.size == theirs.size
+    if fits and isinstance(ours, Box) and isinstance(theirs, Box):
+        tolerance = 1e-4 * np.maximum(1, np.abs(ours.high))
+        fits = bool(np.all(np.array(ours.low) >= theirs.low - tolerance)) and bool(
+            np.all(np.array(ours.high) <= theirs.high + tolerance)
+        )
+    if not fits:
+        raise TelosError(
+            f"{where}: the policy's action space does not fit", expected=str(theirs), got=str(ours),
+            fix="use the environment that the policy was trained for",
+        )  # fmt: skip
+
+
+def policy_space(policy: Policy) -> Box | Discrete | None:
+    """The action space that the policy states (`action_space`, `low` and `high`, or `actions`), or None."""
+    space = getattr(policy, "action_space", None)
+    if isinstance(space, Box | Discrete):
+        return space
+    low, high = getattr(policy, "low", None), getattr(policy, "high", None)
+    if isinstance(low, tuple) and isinstance(high, tuple):
+        return Box(low, high)
+    actions = getattr(policy, "actions", None)
+    return Discrete(actions) if isinstance(actions, int) else None
+
+
+def run(
+    policy: Policy, envs: VectorEnv[Any, Any, Any], episodes: int, rng: Rng, explore: bool, success: str, where: str
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """Returns, lengths and successes (NaN where not reported) of episodes 0 .. episodes - 1.
+
+    Part i of n runs episodes i, i + n, i + 2 n, ...; what it does beyond them is not counted.
+    """
+    from gymnasium.vector import AutoresetMode
+
+    mode = envs.metadata.get("autoreset_mode")
+    if mode not in tuple(AutoresetMode):
+        raise TelosError(
+            f"{where}: the vector environment does not say how it resets", got=f"autoreset_mode={mode}",
+            expected="metadata['autoreset_mode'], a gymnasium.vector.AutoresetMode",
+        )  # fmt: skip
+    n = envs.num_envs
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+    reached = np.full(episodes, np.nan)
+    current = np.arange(n)
+    total, steps, succeeded = np.zeros(n), np.zeros(n, dtype=np.int64), np.full(n, np.nan)
+    device = policy_device(policy)
+    generator = rng.at("policy").torch(device)
+
+    def seeds() -> list[int]:
+        return [rng.at("episode", int(k)).integer() % 2**31 for k in current]
+
+    def act(observations: Any, state: Any, fresh: NDArray[np.bool_]) -> Act:
+        batch = torch.from_numpy(flatten(envs.single_observation_space, observations, n, where)).to(device)
+        if fresh.all():
+            state = None
+        if state is None or not fresh.any():
+            return policy.act(batch, state=state, rng=generator, explore=explore)
+        going = policy.act(batch, state=state, rng=generator, explore=explore)
+        starting = policy.act(batch, state=None, rng=generator, explore=explore)
+        rows = torch.from_numpy(fresh).to(device)
+        return Act(
+            torch.where(rows.view(-1, *[1] * (going.action.dim() - 1)), starting.action, going.action),
+            where_rows(rows, starting.state, going.state),
+        )
+
+    raw, _ = envs.reset(seed=seeds())
+    state, fresh, resetting = None, np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
+    while (current < episodes).any():
+        decision = act(raw, state, fresh)
+        state = decision.state
+        raw, rewards, terminated, truncated, infos = envs.step(
+            env_actions(envs.single_action_space, decision.action, n, where)
+        )
+        # In NEXT_STEP mode the step after an episode's end only resets: it belongs to no episode.
+        live, fresh = ~resetting, resetting
+        total[live] += np.asarray(rewards)[live]
+        steps[live] += 1
+        ended = (np.asarray(terminated) | np.asarray(truncated)) & live
+        now = reported_success(infos, n, ended if mode is AutoresetMode.SAME_STEP else None)
+        succeeded[live] = np.fmax(succeeded, now)[live] if success == "any" else now[live]
+        for i in np.flatnonzero(ended):
+            if current[i] < episodes:
+                if not np.isfinite(total[i]):
+                    raise TelosError(
+                        f"{where}, episode {current[i]}: the return is not finite", expected="finite rewards",
+                        got=str(total[i]), fix="mend the environment's reward",
+                    )  # fmt: skip
+                returns[current[i]], lengths[current[i]], reached[current[i]] = total[i], steps[i], succeeded[i]
+            current[i] += n
+            total[i], steps[i], succeeded[i] = 0.0, 0, np.nan
+        if steps[current < episodes].max(initial=0) >= LONGEST:
+            raise TelosError(
+                f"{where}: an episode has not ended after {LONGEST} steps", expected="an end or a time limit",
+                fix="wrap the environment in gymnasium.wrappers.TimeLimit",
+            )  # fmt: skip
+        if mode is AutoresetMode.NEXT_STEP:
+            resetting = ended
+        else:
+            fresh = ended
+            if mode is AutoresetMode.DISABLED and ended.any():
+                raw, _ = envs.reset(seed=seeds(), options={"reset_mask": ended})
+    return returns, lengths, reached
+
+
+def reported_success(infos: dict[str, Any], n: int, finished: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    """(n,) 1 or 0 as the environments' infos say, NaN where they say nothing.
+
+    Args:
+        finished: parts whose infos of the last step are in "final_info" (they have been reset already).
+    """
+    values = np.full(n, np.nan)
+    sources = [(infos, np.ones(n, dtype=bool) if finished is None else ~finished)]
+    if finished is not None:
+        sources.append((infos.get("final_info", {}), finished))
+    for source, rows in sources:
+        for key in ("success", "is_success"):
+            if key in source:
+                rows = rows & np.asarray(source.get(f"_{key}", True), dtype=bool)
+                values[rows] = np.asarray(source[key])[rows].astype(np.float64)
+                break
+    return values
+
+
+def where_rows(rows: Tensor, yes: Any, no: Any) -> Any:
+    """`yes` in the given rows (n,) and `no` elsewhere, in every tensor (n, ...) of a policy's state."""
+    if isinstance(yes, Tensor):
+        return torch.where(rows.view(-1, *[1] * (yes.dim() - 1)), yes, no)
+    if isinstance(yes, dict):
+        return {name: where_rows(rows, yes[name], no[name]) for name in yes}
+    if isinstance(yes, tuple | list):
+        return type(yes)([where_rows(rows, a, b) for a, b in zip(yes, no, strict=True)])
+    raise TelosError(
+        "the policy's state cannot be reset for one episode alone", got=type(yes).__name__,
+        expected="tensors with one row an environment, in dicts, tuples or lists", fix="evaluate with vector=1",
+    )  # fmt: skip

@@ -16,9 +16,16 @@ def test_the_same_as_sorting_all_exact_distances(rows: int, width: int, k: int):
     assert torch.allclose(distances.double(), expected[:, :k], atol=1e-6)
 
 
-def test_a_key_that_is_a_row_is_found_at_distance_zero_among_large_numbers():
-    # Products of numbers near 1000 are rounded by more than the distances between these rows.
-    rng = Rng(0).torch()
-    data = 1000 + torch.randn(4000, 3, generator=rng)
-    distances, found = nearest_rows(data[100:110], data, 1, spare=60)
-    assert found[:, 0].tolist() == list(range(100, 110)) and distances.max() == 0
+def test_rounding_of_large_numbers_is_undone_by_the_spare_groups():
+    # Products of numbers near 200 are rounded by about as much as the squared distances of the nearest rows.
+    data = 200 + torch.randn(4000, 3, generator=Rng(0).torch())
+    without, _ = nearest_rows(data[:200], data, 1, spare=0)
+    distances, found = nearest_rows(data[:200], data, 1)
+    assert without.max() > 0 and distances.max() == 0 and found[:, 0].tolist() == list(range(200))
+
+
+def test_a_last_group_that_is_not_full_attracts_nobody():
+    # All ranks |row|^2 - 2 key row are positive here, so a padding of 0 would win against them.
+    data = torch.cat([torch.full((32, 1), 5.0), torch.full((1, 1), 9.0)])
+    distances, found = nearest_rows(torch.tensor([[1.0]]), data + torch.arange(33)[:, None] / 100, 1, spare=0)
+    assert found.item() == 0 and distances.item() == 4.0

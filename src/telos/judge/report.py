@@ -98,10 +98,8 @@ class Board:
             table.add_row(escape(self.label(arm)), f"{len(mine)}/{total}", mean)
         bar = ProgressBar(total=len(self.tasks), completed=len(self.values), width=40)
         cached = f", {self.cached} from the cache" if self.cached else ""
-        passed = time.monotonic() - self.begun
-        line = Text(
-            f"  {len(self.values)}/{len(self.tasks)} runs{cached}, {passed:.0f} s, about {self.seconds_left():.0f} s left"
-        )
+        passed, left = time.monotonic() - self.begun, self.seconds_left()
+        line = Text(f"  {len(self.values)}/{len(self.tasks)} runs{cached}, {passed:.0f} s, about {left:.0f} s left")
         return Group(table, bar, line)
 
     def _print(self, text: str) -> None:

@@ -167,8 +167,10 @@ def kdtree_search(rows: Float[Tensor, "N D"]) -> Search:
 
 
 def brute_search(rows: Float[Tensor, "N D"]) -> Search:
-    """Comparison with all rows, where the data lives."""
-    return lambda keys, k: nearest_rows(keys, rows, k)[1]
+    """Comparison with all rows, where the data lives; centred, because products of large numbers are rounded."""
+    centre = rows.mean(0)
+    centred = rows - centre
+    return lambda keys, k: nearest_rows(keys - centre, centred, k)[1]
 
 
 def faiss_search(rows: Float[Tensor, "N D"]) -> Search:

@@ -79,14 +79,16 @@ def find(slug: str) -> Row:
 
 def unknown(slug: str, known: list[str]) -> TelosError:
     """The error for a slug that is not there."""
-    close = difflib.get_close_matches(slug, known, n=3)
+    close = difflib.get_close_matches(slug, set(known), n=3)
     fix = f"did you mean {' or '.join(close)}?" if close else "`telos papers` and `telos papers --baselines` list them"
     return TelosError(f"no paper or method is called '{slug}'", expected="a slug, as dpo", fix=fix)
 
 
 def families() -> list[str]:
     """The families in the catalogue's order."""
-    return list(dict.fromkeys([*(row["family"] for row in planned().values()), *(e.family for e in entries().values())]))
+    return list(
+        dict.fromkeys([*(row["family"] for row in planned().values()), *(e.family for e in entries().values())])
+    )
 
 
 def hyperparameters(entry: Entry) -> dict[str, list[dict[str, str]]]:

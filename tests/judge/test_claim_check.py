@@ -1,5 +1,6 @@
 """A whole check: processes, cache, verdict, files; killed and interrupted checks."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from toys import TOY, write_toy
 from telos.core.errors import TelosError
 from telos.core.files import read_json
 from telos.judge.check import check, rejudge, stale
+from telos.judge.claim import load_claim
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -99,6 +101,10 @@ ARMS ="""
     measured = [[run["measures"]["gold"] for run in result["arms"][name]["runs"]] for name in ("best", "new")]
     assert measured[0] == measured[1]
     assert result["arms"]["best"]["run"] is None
+    # The derived metric is computed again from the stored points: a tenth of it refutes.
+    claim = load_claim(toy, "laptop")
+    tenth = dataclasses.replace(claim, derive=lambda arms: {"best": {"gold": claim.derive(arms)["best"]["gold"] / 10}})
+    assert rejudge(result, claim).status == "confirmed" and rejudge(result, tenth).status == "refuted"
 
 
 def test_a_dirty_source_tree_is_not_recorded(monkeypatch, tmp_path):

@@ -62,17 +62,17 @@ def show(rows: list[Row], console: Console) -> None:
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in STYLES}
     tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     kind = "baselines" if rows[0]["baseline"] else "papers"
-    console.print(
-        Text(f"{len(rows)} {kind}{': ' if tally else ''}{tally}. `telos show SLUG` tells more.", style="dim")
-    )
+    console.print(Text(f"{len(rows)} {kind}{': ' if tally else ''}{tally}. `telos show SLUG` tells more.", style="dim"))
 
 
 def table(rows: list[Row]) -> Table:
     """One table, the families as sections."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for name in ("slug", "method", "year", "arXiv", "purpose", "verdict"):
-        grid.add_column(name, max_width=18 if name in ("method", "purpose") else None, no_wrap=name in ("slug", "arXiv"))
-    grid.add_column("claim", ratio=1)
+        grid.add_column(
+            name, max_width=18 if name in ("method", "purpose") else None, no_wrap=name in ("slug", "arXiv")
+        )
+    grid.add_column("summary" if rows[0]["baseline"] else "claim", ratio=1)
     for family, group in by_family(rows).items():
         grid.add_section()
         grid.add_row(Text(family, style="bold"))
@@ -88,7 +88,7 @@ def stack(rows: list[Row], console: Console) -> None:
     """Two or three lines a paper, for terminals of 80 columns."""
     width = max(len(row["slug"]) for row in rows) + 2
     for family, group in by_family(rows).items():
-        console.print(Text(f"\n{family}", style="bold"))
+        console.print(Text(family, style="bold"))
         for row in group:
             line = Text(f"  {row['slug']:{width}}", style="bold")
             line.append(f"{row['year']}  {row['arxiv'] or '':12}", style="not bold")
@@ -96,7 +96,8 @@ def stack(rows: list[Row], console: Console) -> None:
             line.append(purposes(row), style="not bold")
             console.print(line, no_wrap=True, overflow="ellipsis")
             text = Text(row["method"], style="italic").append(f"  {row['claim'] or row['summary']}", style="not italic")
-            console.print(Padding(text, (0, 0, 0, 4)))
+            console.print(Padding(text, (0, 0, 0, 4), expand=False))
+        console.print()
 
 
 def by_family(rows: list[Row]) -> dict[str, list[Row]]:

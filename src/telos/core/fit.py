@@ -100,13 +100,14 @@ class Run:
             rng = Rng(self.seed).at(class_slug(type(self.method)))
             spec = self.method.prepare(Spec(data, self.given, self.steps, device, rng))
             product = self._stages(self.method.stages(spec, rng), header, rng, device)
+            product.provenance = {**header, "notes": dict(spec.notes)}
+            product.eval()
+            if self.out is not None:
+                product.save(self.out / "product")
+                self._begin(header)
+                shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
         finally:
             self._close()
-        product.provenance = {**header, "notes": dict(spec.notes)}
-        product.eval()
-        if self.out is not None:
-            product.save(self.out / "product")
-            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
         return product
 
     def _stages(self, stages: Stages, header: dict[str, Any], rng: Rng, device: torch.device) -> Product:
@@ -118,7 +119,6 @@ class Run:
                 self._begin(header)
                 sent = self._stage(stage, rng, device)
         except StopIteration as stop:
-            self._begin(header)
             return stop.value
 
     def _load(self, data: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import os
 import platform
@@ -106,7 +107,7 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
     asked = {name: {key: arm[key] for key in ("run", "options")} for name, arm in arms.items()}
     if any(stated[key] != stored["claim"][key] for key in ("parts", "seeds")) or asked != recorded:
         return "stale"
-    if rejudge(stored).status != stored["verdict"]:
+    if rejudge(stored, claim).status != stored["verdict"]:
         return "stale"
     if stored["closure"] == claim_closure(claim):
         return "fresh"
@@ -115,9 +116,13 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
     return "same digest" if same else "stale"
 
 
-def rejudge(result: Mapping[str, Any]) -> Verdict:
-    """The verdict computed again from the runs that a result holds."""
-    table = {name: _columns(arm["runs"]) for name, arm in result["arms"].items()}
+def rejudge(result: Mapping[str, Any], claim: Claim | None = None) -> Verdict:
+    """The verdict computed again from the runs that a result holds; with `claim`, its derived metrics too."""
+    arms = copy.deepcopy(result["arms"])
+    if claim is not None and claim.derive is not None:
+        for index, seed in enumerate(result["seeds"]):
+            _add_derived(arms, claim, index, seed)
+    table = {name: _columns(arm["runs"]) for name, arm in arms.items()}
     return judge_parts([part_from_json(part["part"]) for part in result["parts"]], table)
 
 

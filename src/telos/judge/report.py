@@ -22,7 +22,8 @@ from telos.judge.run import Task
 from telos.judge.verdict import LEAST_SEEDS, Holds, Part, Threshold, Within
 
 STYLES = {"confirmed": "bold green", "refuted": "bold red", "not shown": "bold yellow", "indicative": "bold cyan"}
-MOST_COLUMNS = 4
+INTERVAL_WIDTH = 26
+"""Characters that a mean with its interval takes in a table, with the space around it."""
 TABLE: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left", "title_style": "dim"}
 
 
@@ -31,7 +32,7 @@ class Board:
 
     def __init__(self, claim: Claim, tasks: Sequence[Task], jobs: int):
         self.claim, self.tasks, self.jobs = claim, tasks, jobs
-        self.metric = part_metric(claim.parts[0])
+        self.metrics = list(dict.fromkeys([*map(part_metric, claim.parts), *claim.metrics]))
         self.values: dict[Task, dict[str, Any]] = {}
         self.cached = 0
         self.begun = time.monotonic()
@@ -62,14 +63,22 @@ class Board:
         if self.live is None:
             place = f"{len(self.values)}/{len(self.tasks)}"
             left = f", about {self.seconds_left():.0f} s left" if len(self.values) < len(self.tasks) else ""
-            number = value["measures"].get(self.metric)
-            measured = "" if number is None else f"  {self.metric} {number:.4g}"
+            metric, numbers = self.measured([value])
+            measured = f"  {metric} {numbers[0]:.4g}" if numbers else ""
             self._print(
                 f"{self.label(task.arm)} seed {task.seed} done in {value['seconds']:.1f} s ({place}{left}){measured}"
             )
 
     def label(self, arm: str) -> str:
         return self.claim.arms[arm].label or arm
+
+    def measured(self, values: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
+        """The first metric that these values have, the parts' metrics before others (those may be derived later)."""
+        for metric in self.metrics:
+            numbers = [value["measures"][metric] for value in values if metric in value["measures"]]
+            if numbers:
+                return metric, numbers
+        return "", []
 
     def seconds_left(self) -> float:
         """The time of what is missing: each arm's own mean, or the mean of all where an arm has not ended yet."""
@@ -88,13 +97,13 @@ class Board:
 
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for header in ("arm", "seeds", self.metric):
+        for header in ("arm", "seeds", "mean so far"):
             table.add_column(header, justify="left" if header == "arm" else "right", style="dim")
         for arm in self.claim.arms:
             mine = [value for task, value in self.values.items() if task.arm == arm]
-            numbers = [v["measures"][self.metric] for v in mine if self.metric in v["measures"]]
+            metric, numbers = self.measured(mine)
             total = sum(task.arm == arm for task in self.tasks)
-            mean = f"{sum(numbers) / len(numbers):.4g}" if numbers else ""
+            mean = f"{metric} {sum(numbers) / len(numbers):.4g}" if numbers else ""
             table.add_row(escape(self.label(arm)), f"{len(mine)}/{total}", mean)
         bar = ProgressBar(total=len(self.tasks), completed=len(self.values), width=40)
         cached = f", {self.cached} from the cache" if self.cached else ""
@@ -135,7 +144,7 @@ def show(result: Mapping[str, Any], written: Sequence[Path] = (), console: Conso
     screen.print(Text(f"{result['slug']} ({result['scale']})", style="bold"))
     screen.print(Text(claim["statement"]))
     screen.print(Text(f"{claim['source']} · {claim['world']}", style="dim"))
-    screen.print(_arms_table(result))
+    screen.print(_arms_table(result, screen.width))
     screen.print(_parts_table(result))
     for metric, meaning in claim["metrics"].items():
         screen.print(Text(f"{metric}: {meaning}", style="dim"))
@@ -171,13 +180,16 @@ def with_interval(estimate: float, interval: Mapping[str, float] | None) -> str:
     return f"{number(estimate)} [{number(interval['low'])}, {number(interval['high'])}]"
 
 
-def _arms_table(result: Mapping[str, Any]) -> Table:
+def _arms_table(result: Mapping[str, Any], width: int) -> Table:
+    """As many metrics as fit in `width` characters, judged ones first."""
     checks = {part["part"]["check"] for part in result["parts"] if part["part"]["kind"] == "Holds"}
     others = [metric for metric in result["claim"]["metrics"] if metric not in checks]
     metrics = list(dict.fromkeys([*result["judged"], *others]))
-    metrics = [m for m in metrics if any(m in arm["summary"] for arm in result["arms"].values())][:MOST_COLUMNS]
+    metrics = [m for m in metrics if any(m in arm["summary"] for arm in result["arms"].values())]
+    label_width = max(len(arm["label"]) for arm in result["arms"].values())
+    metrics = metrics[: max(1, (width - label_width - len("  s a run ")) // INTERVAL_WIDTH)]
     table = Table(title="mean over seeds [95 % interval]", **TABLE)
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for metric in metrics:
         table.add_column(escape(metric), justify="right", no_wrap=True)
     table.add_column("s a run", justify="right")

@@ -102,8 +102,37 @@ class LanguageModel:
         return self.causal.base_model(input_ids=tokens, **kwargs).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Next-token logits (..., V) in float32."""
-        return self.causal.get_output_embeddings()(hidden).float()
+        """Next-token logits (..., V) in float32, scaled and capped as the network does; `check_head` compares them."""
+        logits = self.causal.get_output_embeddings()(hidden).float()
+        config = self.causal.config
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scale := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / scale
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    @torch.no_grad()
+    def check_head(self) -> LanguageModel:
+        """The model itself, if `hidden` and `head` give the network's own logits, and these ignore later tokens.
+
+        Raises:
+            TelosError: another kind of head, or a network that is not causal (BERT).
+        """
+        tokens = torch.arange(1, 5, device=self.device)[None]
+        expected = self.network(input_ids=tokens).logits[:, :3].float()
+        error = (self.head(self.hidden(tokens[:, :3])) - expected).abs().max()
+        tolerance = 1e-3 if expected.dtype == next(self.network.parameters()).dtype else 3e-2
+        if not error <= tolerance * expected.abs().max():
+            raise TelosError(
+                f"{self.origin or 'the model'} ({type(self.causal).__name__}) does not compute its logits from its last "
+                "hidden states, or they depend on later tokens",
+                expected="a causal language model with a linear head (and at most scaling or soft-capping)",
+                got=f"logits that differ by {float(error):.2g}",
+                fix="use a causal model",
+            )
+        return self
 
     def to(self, device: torch.device | str) -> LanguageModel:
         self.network.to(device)
@@ -133,7 +162,7 @@ def load_model(source: Any, device: torch.device | str = "cpu") -> LanguageModel
         return source.model.copy().to(device)
     if isinstance(source, tuple) and len(source) == 2:
         network, tokenizer = source
-        return LanguageModel(copy.deepcopy(network), tokenizer).to(device)
+        return LanguageModel(copy.deepcopy(network), tokenizer).check_head().to(device)
     if not isinstance(source, str | Path):
         raise TelosError(
             "model is neither a path nor a model", got=type(source).__name__, fix="pass (model, tokenizer)"
@@ -161,7 +190,7 @@ def load_model(source: Any, device: torch.device | str = "cpu") -> LanguageModel
             got=reason,
             fix="check the path" if not local else "save it again with save_pretrained",
         ) from error
-    return LanguageModel(network, tokenizer, name).to(device)
+    return LanguageModel(network, tokenizer, name).check_head().to(device)
 
 
 def peft() -> Any:

@@ -87,7 +87,7 @@ def first_ratio(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> N
         HealthError: the ratio of the first update differs from 1 by more than 1e-3 at some token.
     """
     error = ((log_probs.detach() - sampler_log_probs) * mask).abs().max().expm1()
-    if error > RATIO_TOLERANCE:
+    if not error <= RATIO_TOLERANCE:  # NaN is refused too
         raise HealthError(
             f"sampler and trainer disagree: the first ratio is off by {float(error):.2g}",
             expected=f"1 within {RATIO_TOLERANCE}",

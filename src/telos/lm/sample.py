@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from telos.core.errors import TelosError
 from telos.core.products import Completions
 from telos.lm.model import LanguageModel, transformers
 from telos.lm.tokens import Ids
@@ -34,6 +35,18 @@ def transformed(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p:
         drop = (ordered.cumsum(-1) - ordered) >= top_p
         logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
     return logits.log_softmax(-1)
+
+
+def check_sampling(
+    *, n: int, max_new_tokens: int, batch_size: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> None:
+    """Raises TelosError for an option out of range."""
+    if min(n, max_new_tokens, batch_size) < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise TelosError(
+            "a sampling option is out of range",
+            expected="n, max_new_tokens, batch_size >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1",
+            got=f"{n=}, {max_new_tokens=}, {batch_size=}, {temperature=}, {top_k=}, {top_p=}",
+        )
 
 
 @torch.no_grad()
@@ -92,7 +105,18 @@ def sample(
 
     Args:
         transform: temperature, top_k, top_p (see `transformed`).
+
+    Raises:
+        TelosError: no prompts, a prompt that does not fit, an option out of range.
     """
+    check_sampling(n=n, max_new_tokens=max_new_tokens, batch_size=batch_size, **transform)
+    if not prompts or min(map(len, prompts)) < 1 or max(map(len, prompts)) + max_new_tokens > model.context:
+        raise TelosError(
+            "there are no prompts, or one that is empty or too long",
+            expected=f"prompts of 1 to {model.context - max_new_tokens} tokens (context less max_new_tokens)",
+            got=f"{len(prompts)} prompts, the longest of {max(map(len, prompts), default=0)} tokens",
+            fix="shorten the prompts, or lower max_new_tokens",
+        )
     rows = [prompt for prompt in prompts for _ in range(n)]
     order = np.argsort([len(p) for p in rows], kind="stable")
     lengths = torch.tensor([len(p) for p in rows])

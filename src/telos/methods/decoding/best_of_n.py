@@ -50,6 +50,10 @@ class BestOfN(Method):
     n: int = 16
     """Samples for each answer, >= 1: more raise the score and the cost. DPO's paper: 128."""
 
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise TelosError("n is out of range", expected="n >= 1", got=str(self.n))
+
     def stages(self, spec: Spec, rng: Rng) -> Steps[Stage, Product, Product]:
         yield from ()
         purpose = spec.need("purpose", "a reward model, or a function of (prompts, completions)")

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import torch
 
+from telos.core.errors import TelosError
 from telos.core.method import Accumulator, Learner, Method, Metrics, Spec, split
 from telos.core.rng import Rng
 from telos.data.records import Prompts
@@ -68,6 +69,14 @@ class RLOO(Method):
     temperature: float = 1.0
     """Of sampling; the log-probs in the loss are those of temperature 1. Paper: 0.75 (evaluation)."""
 
+    def __post_init__(self) -> None:
+        if self.beta < 0 or self.samples_per_prompt < 2 or self.temperature <= 0:
+            raise TelosError(
+                "beta, samples_per_prompt or temperature is out of range",
+                expected="beta >= 0, samples_per_prompt >= 2, temperature > 0",
+                got=f"beta={self.beta}, samples_per_prompt={self.samples_per_prompt}, temperature={self.temperature}",
+            )
+
     def prepare(self, spec: Spec) -> Spec:
         spec.need("purpose", "a reward model, or a function of (prompts, completions)")
         return policy_and_reference(spec)
@@ -109,7 +118,8 @@ class RLOOLearner(Learner):
                 log_probs = torch.cat([token_log_probs(self.model, p.sequences).sum(-1) for p in split(batch, micro)])
         kl = log_probs - batch.reference
         advantages = leave_one_out((batch.rewards - beta * kl).view(-1, n)).flatten()
-        for part, advantage in zip(split(batch, micro), advantages.tensor_split(micro), strict=True):
+        parts = split(batch, micro)
+        for part, advantage in zip(parts, advantages.tensor_split(len(parts)), strict=True):
             tokens = token_log_probs(self.model, part.sequences)
             if batch.raw:
                 first_ratio(tokens, part.sampler_log_probs, part.sequences.mask)

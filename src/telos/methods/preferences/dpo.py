@@ -115,11 +115,14 @@ class DPO(Method):
     """joint: a prompt that ends inside a token is an error; separate: prompt and completion are tokenised apart."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
+        check_beta(self.beta)
+        if self.loss not in LOSSES:
+            raise TelosError("no such loss", expected=" or ".join(LOSSES), got=str(self.loss))
+        if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.loss != "cdpo"):
             raise TelosError(
-                "beta or label_smoothing is out of range",
-                expected="beta > 0, 0 <= label_smoothing < 0.5",
-                got=f"beta={self.beta}, label_smoothing={self.label_smoothing}",
+                "label_smoothing is out of range, or without effect",
+                expected='0 <= label_smoothing < 0.5, and loss="cdpo" if it is not 0',
+                got=f'label_smoothing={self.label_smoothing}, loss="{self.loss}"',
             )
 
     def prepare(self, spec: Spec) -> Spec:
@@ -162,6 +165,9 @@ class DPORanking(Method):
     """As for DPO."""
     average_log_probs: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+
     def prepare(self, spec: Spec) -> Spec:
         return prepare_groups(spec, self)
 
@@ -171,6 +177,12 @@ class DPORanking(Method):
     def source(self, spec: Spec) -> Epochs:
         groups: TokenGroups = spec.data
         return Epochs(groups, self.batch_size, spec.rng.at("order"), groups.lengths)
+
+
+def check_beta(beta: float) -> None:
+    """Raises TelosError unless beta > 0."""
+    if not beta > 0:
+        raise TelosError("beta is out of range", expected="beta > 0", got=str(beta))
 
 
 def log_ratios(log_probs: Tensor, reference: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""telos eval: a product in an environment, or on preference data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from telos.cli.common import Parser, number, positive, print_json
+from telos.core.errors import TelosError
+
+
+def run(argv: Sequence[str]) -> None:
+    parser = Parser(
+        "eval",
+        "A policy: the mean return of whole episodes of --env. A language model: the log-probs of chosen and rejected\n"
+        "texts of --data. A reward model: how often it prefers the chosen text of --data.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run, or a saved product")
+    parser.add_argument("--env", metavar="E", help="a registered Gymnasium environment")
+    parser.add_argument("--episodes", type=positive, default=10, metavar="N", help="whole episodes (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the episodes (default: 0)")
+    parser.add_argument("--data", metavar="D", help="preference pairs, as `telos fit --data` takes them")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ...")
+    parser.add_argument("--json", action="store_true", help="the numbers as JSON")
+    options = parser.parse_args(argv)
+    folder = Path(options.run)
+    if (folder / "run.json").is_file() and not (folder / "product").is_dir():
+        raise TelosError(f"{folder} has no product yet", fix=f"telos resume {folder}")
+    from telos.core.fit import resolve_device
+    from telos.core.products import Policy, load_product
+
+    product = load_product(folder, resolve_device(options.device))
+    wanted = "env" if isinstance(product, Policy) else "data"
+    if getattr(options, wanted) is None:
+        raise TelosError(f"a {type(product).__name__} is measured with --{wanted}", fix=f"add --{wanted}")
+    if wanted == "env":
+        from telos.judge.evaluate import evaluate
+
+        values = evaluate(product, options.env, episodes=options.episodes, seed=options.seed).to_json()
+    else:
+        values = on_pairs(product, options.data)
+    if options.json:
+        print_json(values)
+    else:
+        show(values)
+
+
+def on_pairs(product: Any, what: str) -> dict[str, Any]:
+    """How a language model or a reward model ranks preference pairs; intervals are 95 %, pairs the unit."""
+    from telos.core.products import Scorer
+    from telos.data.formats import load
+    from telos.data.records import Preferences
+
+    pairs = load(what, kind=Preferences)
+    assert isinstance(pairs, Preferences)
+    if isinstance(product, Scorer):
+        return on_scores(product, pairs)
+    model = getattr(product, "model", None)
+    if model is None:
+        raise TelosError(
+            f"a {type(product).__name__} has no log-probs to measure", expected="a language model or a reward model"
+        )
+    from telos.lm.log_probs import reference_log_probs
+    from telos.lm.tokens import tokenise
+
+    groups = tokenise(model, pairs, overlong="truncate", device=model.device)
+    each = reference_log_probs(model, groups, average=True)
+    whole = reference_log_probs(model, groups)
+    return {
+        "pairs": len(groups),
+        "chosen log-prob a token": estimate(each[:, 0].tolist()),
+        "rejected log-prob a token": estimate(each[:, 1].tolist()),
+        "chosen more likely": share(whole[:, 0] > whole[:, 1]),
+        "notes": str(groups.report),
+    }
+
+
+def on_scores(scorer: Any, pairs: Any) -> dict[str, Any]:
+    """Accuracy (ties are errors) and margin of a reward model."""
+    chosen = scorer.score(pairs.prompts, pairs.chosen)
+    rejected = scorer.score(pairs.prompts, pairs.rejected)
+    return {
+        "pairs": len(pairs),
+        "accuracy": share(chosen > rejected),
+        "margin": estimate((chosen - rejected).tolist()),
+    }
+
+
+def share(hits: Any) -> dict[str, float]:
+    """The fraction of True with its exact interval."""
+    from telos.judge.stats import binary_mean
+
+    return binary_mean(hits.cpu().numpy().astype(float)).to_json()
+
+
+def estimate(values: list[float]) -> dict[str, float]:
+    """The mean with Student's t interval; the mean alone for a single value."""
+    from telos.judge.stats import paired_t
+
+    if len(values) == 1:
+        return {"estimate": values[0]}
+    return paired_t(values).to_json()
+
+
+def show(values: dict[str, Any]) -> None:
+    """The numbers as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in rows(values):
+        table.add_row(name, value)
+    Console(highlight=False).print(table, markup=False)
+
+
+def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of each number."""
+    if "env" not in values:
+        return [(name, text(value)) for name, value in values.items()]
+    found = [
+        ("environment", values["env"]),
+        ("episodes", str(values["episodes"])),
+        ("mean return", text(values["interval"] or values["mean"])),
+        ("mean length", number(sum(values["lengths"]) / len(values["lengths"]))),
+    ]
+    return found if values["success_rate"] is None else [*found, ("success", f"{values['success_rate']:.1%}")]
+
+
+def text(value: Any) -> str:
+    """A number with its interval where it has one."""
+    if isinstance(value, dict):
+        low_high = f" [{number(value['low'])}, {number(value['high'])}]" if "low" in value else ""
+        return number(value["estimate"]) + low_high
+    return number(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,29 @@
+"""No test of the contract suite may reach the network."""
+
+import socket
+
+import pytest
+
+
+class NetworkUsed(BaseException):
+    """Not an Exception, so that no library takes it for a lost connection and goes on."""
+
+
+def refuse(*arguments: object, **options: object) -> None:
+    raise NetworkUsed(f"a socket was used: {arguments[1:]}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Connecting and looking names up raise."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield
+
+
+@pytest.fixture
+def network_error() -> type[BaseException]:
+    """What a use of the network raises here."""
+    return NetworkUsed

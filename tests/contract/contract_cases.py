@@ -1,0 +1,180 @@
+"""Every method of the package on a tiny world, found through the registry.
+
+A method is covered once its file is there. What it learns from decides its world: `WORLDS` has one or more for each
+record type. A method with a new record type needs an entry there, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from telos.core.errors import TelosError
+from telos.core.fit import named
+from telos.core.method import Learner, Method, Source, Spec
+from telos.core.products import Product
+from telos.core.registry import class_slug, entries
+from telos.core.rng import Rng
+from telos.data.records import Box, Demonstrations, Discrete, Preferences, Prompts, Rankings, Transitions
+
+STEPS = 8
+COUNT = 21
+"""Texts in a world: an epoch of batches of 10 ends with a batch of one."""
+
+SMALL: dict[str, Any] = {
+    "batch_size": 10,
+    "hidden": (16, 16),
+    "learning_rate": 1e-3,
+    "max_new_tokens": 6,
+    "n": 3,
+    "prompts_per_batch": 5,
+    "samples_per_prompt": 2,
+    "warmup_steps": 0,
+}
+"""Options that are made small where a method has them."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Data to learn from and what else `fit` is given.
+
+    Args:
+        optional: a method may refuse this world with a TelosError instead of learning from it.
+    """
+
+    name: str
+    data: Callable[[], Any]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
+
+
+def count_good(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """A purpose: good words minus bad words."""
+    return [float(text.count("good") - text.count("bad")) for text in completions]
+
+
+def transitions(discrete: bool = False) -> Transitions:
+    """300 steps of a point that is pushed about, in episodes of 10, some of which end by themselves."""
+    rng = Rng(7).at("world").numpy()
+    position = rng.uniform(-1, 1, (300, 3)).astype("float32")
+    push = rng.integers(3, size=300) if discrete else rng.uniform(-2, 0.5, (300, 2)).astype("float32")
+    step = 0.1 * (push[:, None] - 1.0 if discrete else push[:, :1])
+    last = (torch.arange(300) % 10 == 9).numpy()
+    ended = last & (rng.random(300) < 0.5)
+    return Transitions.validated(
+        observations=position,
+        actions=push,
+        rewards=-(position**2).sum(-1),
+        next_observations=position + step,
+        terminated=ended,
+        truncated=last & ~ended,
+        action_space=Discrete(3) if discrete else Box((-2.0, -2.0), (0.5, 0.5)),
+    )
+
+
+def prompts() -> list[str]:
+    """Topics of the bundled model's world."""
+    return [f"topic{i % 8}" for i in range(COUNT)]
+
+
+def texts(good: int, first: str = "word3") -> list[str]:
+    """Completions of different lengths with some good words and some bad ones."""
+    return [f" {first}" + f" good{i % 8}" * good + f" bad{i % 5}" * (2 - good) + " word1" * (i % 3) for i in range(COUNT)]
+
+
+MODEL = {"model": "telos:tiny"}
+WORLDS: dict[type | None, list[World]] = {
+    Transitions: [World("continuous", transitions), World("discrete", lambda: transitions(discrete=True), {}, True)],
+    Preferences: [World("pairs", lambda: Preferences(prompts(), texts(2), texts(0)), MODEL)],
+    Rankings: [World("rankings", lambda: Rankings(prompts(), list(zip(texts(2), texts(1), texts(0)))), MODEL)],
+    Demonstrations: [World("texts", lambda: Demonstrations(prompts(), texts(1)), MODEL)],
+    Prompts: [World("prompts", lambda: Prompts(prompts()), {**MODEL, "purpose": count_good})],
+    None: [World("given", lambda: None, {**MODEL, "purpose": count_good})],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on one world."""
+
+    cls: type[Method]
+    world: World
+
+    def __str__(self) -> str:
+        return f"{class_slug(self.cls)}-{self.world.name}"
+
+    def method(self, **options: Any) -> Method:
+        """The method with small options."""
+        return small(self.cls(**options))
+
+    def given(self, **changes: Any) -> dict[str, Any]:
+        return {**self.world.given, **changes}
+
+    def fit(self, *, options: Mapping[str, Any] | None = None, data: Any = None, **arguments: Any) -> Product:
+        """Trains for `STEPS` steps on the CPU with seed 0, unless `arguments` say otherwise."""
+        defaults = {"steps": STEPS, "device": "cpu", **self.given()}
+        return self.method(**(options or {})).fit(self.world.data() if data is None else data, **{**defaults, **arguments})
+
+    def prepared(self, seed: int = 0) -> tuple[Spec, Learner, Source]:
+        """A learner of one stage and its source, as `fit` makes them, without the loop."""
+        method, rng = self.method(), Rng(seed).at(class_slug(self.cls))
+        spec = method.prepare(Spec(self.world.data(), named(self.given()), STEPS, torch.device("cpu"), rng))
+        stage = next(method.stages(spec, rng))
+        return spec, stage.learner, stage.source
+
+
+def small(method: Method) -> Method:
+    """The method with the options in SMALL; methods that it holds too. A batch is never made larger."""
+    changes: dict[str, Any] = {}
+    for f in dataclasses.fields(method):
+        value = getattr(method, f.name)
+        if isinstance(value, Method):
+            changes[f.name] = small(value)
+        elif f.name in SMALL and value is not None:
+            changes[f.name] = min(value, SMALL[f.name]) if isinstance(value, int) else SMALL[f.name]
+    return dataclasses.replace(method, **changes)
+
+
+@functools.cache
+def classes() -> list[type[Method]]:
+    """Every Method class of every method file, headline and variants."""
+    return [getattr(importlib.import_module(e.module), name) for e in entries().values() for name in e.classes]
+
+
+@functools.cache
+def cases() -> list[Case]:
+    """Every method on every world for its record type; optional worlds only where it learns from them."""
+    found = [Case(cls, world) for cls in classes() for world in WORLDS.get(cls.data, [])]
+    return [case for case in found if not case.world.optional or not refuses(case)]
+
+
+def refuses(case: Case) -> bool:
+    """Says by a TelosError that it does not learn from this world."""
+    try:
+        case.fit(steps=1)
+    except TelosError:
+        return True
+    return False
+
+
+def state(product: Product) -> dict[str, torch.Tensor]:
+    """A copy of all that a product has learnt."""
+    return {name: tensor.detach().clone() for name, tensor in product.state_dict().items()}
+
+
+@functools.cache
+def fitted(case: Case) -> Product:
+    """The product of an uninterrupted run with seed 0; do not change it."""
+    return case.fit()
+
+
+def differing(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names whose tensors differ in any bit."""
+    assert set(a) == set(b)
+    return [name for name in a if not torch.equal(a[name], b[name])]

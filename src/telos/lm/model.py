@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from telos.core.errors import TelosError
@@ -44,7 +45,7 @@ class LanguageModel:
     Args:
         network: a transformers causal model (or a peft model around one).
         tokenizer: its tokenizer; only `eos_id` must exist, the pad token is never compared with.
-        origin: path or name it was loaded from; None if it was made in memory.
+        origin: path or name it was loaded from; None if it was made (or trained) in memory.
     """
 
     network: Any
@@ -92,6 +93,11 @@ class LanguageModel:
         other = self.copy()
         other.network.requires_grad_(False)
         return other
+
+    def merged(self) -> LanguageModel:
+        """A copy whose adapters, if any, are folded into the weights."""
+        network = copy.deepcopy(self.network)
+        return LanguageModel(network.merge_and_unload() if self.adapted else network, self.tokenizer)
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that training changes."""
@@ -156,10 +162,11 @@ def load_model(source: Any, device: torch.device | str = "cpu") -> LanguageModel
     Raises:
         TelosError: nothing there, not a causal model, no tokenizer, no end token.
     """
-    if isinstance(source, LanguageModel):
-        return source.copy().to(device)
     if isinstance(getattr(source, "model", None), LanguageModel):
-        return source.model.copy().to(device)
+        source = source.model
+    if isinstance(source, LanguageModel):
+        # Without an origin: its weights may have been trained since they were loaded.
+        return LanguageModel(copy.deepcopy(source.network), source.tokenizer).to(device)
     if isinstance(source, tuple) and len(source) == 2:
         network, tokenizer = source
         return LanguageModel(copy.deepcopy(network), tokenizer).check_head().to(device)
@@ -179,10 +186,12 @@ def load_model(source: Any, device: torch.device | str = "cpu") -> LanguageModel
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(where, local_files_only=local)
         if (folder / "adapter_config.json").is_file():
-            network = peft().AutoPeftModelForCausalLM.from_pretrained(where)
+            network = peft().AutoPeftModelForCausalLM.from_pretrained(
+                where, is_trainable=True, dtype=torch.float32
+            )
         else:
             network = library.AutoModelForCausalLM.from_pretrained(where, local_files_only=local, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TelosError(
             f"no such model: {name}" if not local else f"{name} does not load as a causal language model",

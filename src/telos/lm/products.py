@@ -49,7 +49,8 @@ def probe_tokens(vocabulary: int) -> Sequences:
 class LanguagePolicy(Generator):
     """A language model that serves a purpose. Saved as a transformers folder: transformers, vLLM and TRL load it.
 
-    With LoRA adapters the folder holds the adapters, and loading it needs the base model where it was.
+    With LoRA adapters the folder holds the adapters, and loading it needs the base model where it was; adapters of a
+    model that was made or trained in memory are folded into its weights when saved.
     """
 
     def __init__(self, model: LanguageModel):
@@ -61,7 +62,9 @@ class LanguagePolicy(Generator):
         return {"adapters": self.model.adapted}
 
     def write(self, folder: Path) -> None:
-        write_folder(self, self.model.network, self.model.tokenizer, folder)
+        in_memory = self.model.adapted and self.model.origin is None
+        network = self.model.merged().network if in_memory else self.model.network
+        write_folder(self, network, self.model.tokenizer, folder)
 
     @classmethod
     def read(cls, folder: Path, header: dict[str, Any]) -> Self:
@@ -130,13 +133,17 @@ class RewardScorer(Scorer):
         """The model's body with a score that starts at zero for every text."""
         import copy
 
-        config = copy.deepcopy(model.network.config)
+        body = model.merged().network if model.adapted else model.network
+        config = copy.deepcopy(body.config)
         config.num_labels, config.architectures = 1, None
+        if config.pad_token_id == model.eos_id:
+            # transformers reads the score at the last token that is not padding: that would be before the end token.
+            config.pad_token_id = None
         with seeded(rng):
             network = transformers().AutoModelForSequenceClassification.from_config(config)
-        network.base_model.load_state_dict(model.causal.base_model.state_dict())
+        network.base_model.load_state_dict(body.base_model.state_dict())
         torch.nn.init.zeros_(network.score.weight)
-        return cls(network.to(model.device), model.tokenizer, model.origin)
+        return cls(network.to(model.device, body.dtype), model.tokenizer, model.origin)
 
     @property
     def language_model(self) -> LanguageModel:
@@ -185,10 +192,12 @@ class RewardScorer(Scorer):
 
     @torch.no_grad()
     def score_sampled(self, completions: Completions) -> Tensor:
-        """(N,) scores of sampled tokens; a completion that was cut off is closed with an end token."""
+        """(N,) scores of sampled tokens; one that was cut off is closed with an end token, in place of its last one
+        where the context is full."""
         device = next(self.network.parameters()).device
-        tokens = torch.nn.functional.pad(completions.tokens, (0, 1))
-        lengths = completions.lengths + (~completions.finished).long()
+        width = min(completions.tokens.shape[1] + 1, self.language_model.context)
+        tokens = torch.nn.functional.pad(completions.tokens, (0, 1))[:, :width]
+        lengths = (completions.lengths + (~completions.finished).long()).clamp(max=width)
         tokens[torch.arange(len(tokens)), lengths - 1] = self.tokenizer.eos_token_id
         return self.score_tokens(Sequences(tokens, lengths, completions.boundaries).to(device)).cpu()
 

@@ -38,8 +38,10 @@ class Updates(Protocol):
 def policy_model(spec: Spec) -> LanguageModel:
     """A trainable copy of the given model, with LoRA adapters where `lora` says so."""
     model = load_model(spec.need("model", "a transformers folder, a hub name, or (model, tokenizer)"), spec.device)
+    if not model.adapted:
+        model.network.requires_grad_(True)
     rank = spec.given.get("lora")
-    return add_lora(model, int(rank), spec.rng.at("lora")) if rank else model
+    return add_lora(model.merged() if model.adapted else model, int(rank), spec.rng.at("lora")) if rank else model
 
 
 def policy_and_reference(spec: Spec) -> Spec:

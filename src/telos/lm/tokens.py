@@ -7,7 +7,7 @@ second; a boundary inside a token is an error, not a guess (`boundary="separate"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,13 +153,54 @@ def encode(model: LanguageModel, texts: list[str], special: bool = True) -> list
     """Token ids of each text, without a closing end token."""
     if not texts:
         return []
-    ids = model.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
-    return [row[:-1] if special and row and row[-1] == model.eos_id else row for row in ids]
+    try:
+        ids = model.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+        specials = model.tokenizer("")["input_ids"] if special else []
+    except Exception as error:  # tokenizers raise a bare Exception for words that they do not know
+        raise TelosError(
+            f"the tokenizer of {model.origin or 'the model'} cannot encode {unencodable(model, texts)!r}",
+            expected="texts of words that it knows",
+            got=str(error),
+            fix="use another model, or texts of its language",
+        ) from error
+    # Some tokenizers close every text; one special token that is begin and end at once is taken for the begin.
+    closes = specials[-1:] == [model.eos_id] and specials != [model.tokenizer.bos_token_id]
+    return [row[:-1] if closes else row for row in ids]
 
 
-def close(ids: list[int], eos: int) -> list[int]:
-    """The ids with exactly one end token at the end (templates may have put one near it)."""
-    return ids if eos in ids[-2:] else [*ids, eos]
+def unencodable(model: LanguageModel, texts: list[str]) -> str:
+    """The first text that the tokenizer refuses, shortened."""
+    for text in texts:
+        try:
+            model.tokenizer(text, verbose=False)
+        except Exception:
+            return text if len(text) <= 80 else f"{text[:77]}..."
+    return "the texts"
+
+
+def close(ids: list[int], eos: int, templated: bool = False) -> list[int]:
+    """The ids with one end token at the end; what a chat template writes after its own (a newline) is dropped."""
+    if templated and ids[-2:-1] == [eos]:
+        return ids[:-1]
+    return ids if ids[-1:] == [eos] else [*ids, eos]
+
+
+def cut_left(prompt: list[int], keep: int, begin: int | None) -> list[int]:
+    """The last `keep` >= 1 ids of a prompt that is too long; its begin token stays where there is room."""
+    if len(prompt) <= keep:
+        return prompt
+    opens = begin is not None and prompt[0] == begin and keep > 1
+    return [prompt[0], *prompt[len(prompt) - keep + 1 :]] if opens else prompt[len(prompt) - keep :]
+
+
+def check_one_form(texts: Iterable[Text | None], where: str) -> None:
+    """Raises TelosError where plain texts and conversations are mixed: only the former get special tokens."""
+    if len({isinstance(text, str) for text in texts if text is not None}) > 1:
+        raise TelosError(
+            f"{where}: plain texts and conversations are mixed",
+            expected="all plain text, or all messages",
+            fix="split the data, or turn the plain texts into messages",
+        )
 
 
 def encode_pairs(
@@ -193,7 +234,7 @@ def encode_pairs(
     head_ids = encode(model, heads, special)
     if boundary == "separate":
         tails = encode(model, [w[len(h) :] for h, w in zip(heads, wholes, strict=True)], special=False)
-        return [(h, close(t, model.eos_id)) for h, t in zip(head_ids, tails, strict=True)]
+        return [(h, close(t, model.eos_id, not special)) for h, t in zip(head_ids, tails, strict=True)]
     result = []
     for row, (head, whole) in enumerate(zip(head_ids, encode(model, wholes, special), strict=True)):
         if whole[: len(head)] != head:
@@ -203,7 +244,7 @@ def encode_pairs(
                 got=f"...{heads[row][-20:]!r} + {wholes[row][len(heads[row]) :][:20]!r}",
                 fix="move a trailing space from the prompt to the completion, or set boundary='separate'",
             )
-        result.append((head, close(whole[len(head) :], model.eos_id)))
+        result.append((head, close(whole[len(head) :], model.eos_id, not special)))
     return result
 
 
@@ -216,7 +257,7 @@ def encode_implicit(model: LanguageModel, texts: Sequence[Sequence[Text]], where
             chat = chat or not isinstance(text, str)
             plain.append(text if isinstance(text, str) else template(model, text, f"{where}, record {row}"))
     ids = iter(encode(model, plain, special=not chat))
-    return [[close(next(ids), model.eos_id) for _ in group] for group in texts]
+    return [[close(next(ids), model.eos_id, chat) for _ in group] for group in texts]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -250,7 +291,13 @@ def tokenise(
         TelosError: a boundary inside a token, no chat template, nothing left to learn from.
     """
     where = data.origin or "data"
-    limit = min(max_length or model.context, model.context)
+    limit = model.context if max_length is None else min(max_length, model.context)
+    if limit < 2 or overlong not in ("refuse", "truncate") or boundary not in ("joint", "separate"):
+        raise TelosError(
+            "max_length, overlong or boundary is out of range",
+            expected="max_length >= 2; overlong: refuse or truncate; boundary: joint or separate",
+            got=f"max_length={max_length}, overlong={overlong}, boundary={boundary}",
+        )
     groups: list[tuple[list[int], list[list[int]]]] = []
     if isinstance(data, Preferences):
         columns: list[Sequence[Text]] = [data.chosen, data.rejected]
@@ -258,6 +305,7 @@ def tokenise(
         columns = [list(column) for column in zip(*data.completions, strict=True)]
     else:
         columns = [data.completions]
+    check_one_form([text for column in columns for text in column], where)
     explicit = [row for row, prompt in enumerate(data.prompts) if prompt is not None]
     implicit = [row for row, prompt in enumerate(data.prompts) if prompt is None]
     found: dict[int, tuple[list[int], list[list[int]]]] = {}
@@ -293,9 +341,7 @@ def tokenise(
                 continue
         if len(prompt) + longest > limit:
             counts["prompts_truncated"] += 1
-            keep = limit - longest
-            opens = begin is not None and prompt[0] == begin and keep > 1
-            prompt = [begin, *prompt[len(prompt) - keep + 1 :]] if opens else prompt[len(prompt) - keep :]
+            prompt = cut_left(prompt, limit - longest, begin)
         groups.append((prompt, completions))
     report = TokenReport(len(data), len(groups), **counts)
     if not groups:
@@ -311,8 +357,9 @@ def tokenise(
 
 
 def tokenise_prompts(model: LanguageModel, data: Prompts | Sequence[Text], room: int) -> list[Ids]:
-    """Token ids of each prompt, cut at the beginning so that `room` new tokens fit into the context."""
+    """Token ids of each prompt, cut at the beginning (after the begin token) so that `room` new ones fit."""
     prompts = data.prompts if isinstance(data, Prompts) else data
+    check_one_form(prompts, "prompts")
     texts = [
         p if isinstance(p, str) else template(model, p, f"prompt {i}", add_generation_prompt=True)
         for i, p in enumerate(prompts)
@@ -324,4 +371,4 @@ def tokenise_prompts(model: LanguageModel, data: Prompts | Sequence[Text], room:
         )
     special = all(isinstance(p, str) for p in prompts)
     begin = model.tokenizer.bos_token_id if model.tokenizer.bos_token_id is not None else model.eos_id
-    return [np.array((row or [begin])[-limit:], np.int64) for row in encode(model, texts, special)]
+    return [np.array(cut_left(row or [begin], limit, begin), np.int64) for row in encode(model, texts, special)]

@@ -7,7 +7,7 @@ On preference pairs it imitates the chosen texts: the "Preferred-FT" baseline of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from telos.core.method import Accumulator, Learner, Method, Metrics, Spec, split
@@ -57,10 +57,10 @@ class SFT(Method):
     """joint: a prompt that ends inside a token is an error; separate: prompt and completion are tokenised apart."""
 
     def prepare(self, spec: Spec) -> Spec:
-        data = spec.data
-        if isinstance(data, Preferences):
-            data = Demonstrations(data.prompts, data.chosen, data.origin)
-        return prepare_groups(spec.replace(data=data), self, reference=False)
+        spec = prepare_groups(spec, self, reference=False)
+        groups: TokenGroups = spec.data
+        # Of a pair the chosen text; its partner was needed to find an implicit prompt.
+        return spec.replace(data=replace(groups, completions=[texts[:1] for texts in groups.completions]))
 
     def learner(self, spec: Spec, rng: Rng) -> SFTLearner:
         return SFTLearner(self, spec.given["model"])

@@ -1,0 +1,44 @@
+"""The common work of the DPO rows: a 4.2 M-parameter Llama, 2,048 words, texts with the lengths of real dialogues.
+
+lengths.json holds (prompt, chosen, rejected) in words of 640 pairs of anthropics/hh-rlhf (harmless, test).
+"""
+
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS, BATCH, BATCHES, LEARNING_RATE, BETA = 2048, 32, 10, 1e-5, 0.1
+
+
+def rows() -> list[dict[str, str]]:
+    """Pairs of random words."""
+    rng = random.Random(0)
+
+    def text(words: int) -> str:
+        return " ".join(f"w{rng.randrange(3, WORDS)}" for _ in range(words))
+
+    lengths = json.loads((Path(__file__).parent / "lengths.json").read_text())
+    return [{"prompt": text(p), "chosen": " " + text(c), "rejected": " " + text(r)} for p, c, r in lengths]
+
+
+def model_folder() -> str:
+    """A transformers folder with random weights, the same in every worker."""
+    folder = tempfile.mkdtemp(prefix="telos-bench-")
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=WORDS, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=8, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -86,9 +86,8 @@ def unknown(slug: str, known: list[str]) -> TelosError:
 
 def families() -> list[str]:
     """The families in the catalogue's order."""
-    return list(
-        dict.fromkeys([*(row["family"] for row in planned().values()), *(e.family for e in entries().values())])
-    )
+    named = [row["family"] for row in planned().values()] + [entry.family for entry in entries().values()]
+    return list(dict.fromkeys(named))
 
 
 def hyperparameters(entry: Entry) -> dict[str, list[dict[str, str]]]:

@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 """Options that are made small where a method has them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """Data to learn from and what else `fit` is given.
 

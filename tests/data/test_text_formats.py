@@ -12,7 +12,7 @@ import pytest
 
 from telos.core.errors import TelosError
 from telos.data.formats import load
-from telos.data.records import Demonstrations, Preferences, Prompts, Transitions
+from telos.data.records import Demonstrations, Preferences, Prompts, Rankings, Transitions
 
 HH = Path(__file__).parents[2] / "../shared/data/hh_rlhf_harmless/test.jsonl.gz"
 
@@ -331,3 +331,25 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
         load(path)
     assert 'pip install "telos[lm]"' in str(error.value)
     assert "pyarrow" in str(error.value)
+
+
+def test_rankings_from_files_with_explicit_and_implicit_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "ranked.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "ranked": [" a", " b", " c"]}) + "\n")
+    data = load(path, kind=Rankings)
+    assert list(data.prompts) == ["p"] and [tuple(group) for group in data.completions] == [(" a", " b", " c")]
+    path.write_text(json.dumps({"ranked": ["p a", "p b"]}) + "\n")
+    assert list(load(path, kind=Rankings).prompts) == [None]
+    path.write_text(json.dumps({"prompt": "p", "chosen": " a", "rejected": " b"}) + "\n")
+    assert [tuple(group) for group in load(path, kind=Rankings).completions] == [(" a", " b")]
+
+
+@pytest.mark.parametrize("ranked", ["a", ["a"], ["a", 3], ["a", ""], ["a", [{"role": "user", "content": "b"}]]])
+def test_a_broken_ranking_names_record_and_field(tmp_path: Path, ranked: object) -> None:
+    path = tmp_path / "ranked.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "p", "ranked": ["x", "y"]}) + "\n" + json.dumps({"prompt": "p", "ranked": ranked})
+    )
+    with pytest.raises(TelosError, match="line 2") as caught:
+        load(path, kind=Rankings)
+    assert "ranked" in str(caught.value)

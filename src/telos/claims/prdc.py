@@ -44,8 +44,8 @@ def arms() -> dict[str, Arm]:
 
 CLAIMS = {
     "laptop": Claim(
-        statement="On a line whose data hold a wrong action in every other cell, PRDC (beta 2) walks to the goal where "
-        "TD3+BC and PRDC with beta 50 get stuck and TD3 without a constraint crashes.",
+        statement="On a line whose data hold a wrong action in every other cell, PRDC (beta 2) walks to the goal; "
+        "TD3+BC, PRDC with beta 50 and TD3 without a constraint do not: they get stuck or fall into the trap.",
         source="didactic Lineworld; ablation of beta",
         world="Lineworld with a trap: 1,000 recorded steps",
         parts=(
@@ -65,6 +65,9 @@ CLAIMS = {
         notes=(
             "The world is ours, in the spirit of the paper's toy; it was tuned in a prototype (dossier).",
             "Each run gives 0 or 1, so the intervals are exact ones for paired proportions.",
+            "With the trap, beta 50 fails by stepping over the edge of the data at x = 0 more often than by getting "
+            "stuck; what is scored is whether the goal was reached.",
+            "Actions are compared in raw units, as in the dossier's prototype.",
             "Developed on seeds 1000 to 1002.",
         ),
     )

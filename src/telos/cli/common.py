@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from telos.core.errors import TelosError
@@ -26,8 +27,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise TelosError(f"{self.prog}: {message}", fix=f"{self.prog} --help")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        known, rest = self.parse_known_args(args, namespace)
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The options in `argv`; TelosError for one that is unknown or wrong."""
+        known, rest = self.parse_known_args(argv)
         if rest:
             close = difflib.get_close_matches(rest[0].split("=")[0], self._option_string_actions, n=2)
             fix = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help"

@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--data", metavar="D", help="preference pairs, as `telos fit --data` takes them")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     folder = Path(options.run)
     if (folder / "run.json").is_file() and not (folder / "product").is_dir():
         raise TelosError(f"{folder} has no product yet", fix=f"telos resume {folder}")

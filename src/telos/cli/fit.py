@@ -45,7 +45,7 @@ class RunOptions:
     reference: Text = None
     """The model that a KL or a log-ratio refers to, where there is one; by default the model as it was."""
     purpose: Text = None
-    """What scores completions: the folder of a saved reward model, or your file.py:function of (prompts, completions)."""
+    """What scores completions: a saved reward model, or your file.py:function of (prompts, completions)."""
     env: Text = None
     """The environment to learn in, where a method does."""
     lora: Number = None

@@ -23,12 +23,12 @@ WIDTH = 120
 def run(argv: Sequence[str]) -> None:
     parser = Parser(
         "new",
-        "Writes the method, the claim and the tests of a paper as a skeleton that runs (it clones behaviour) and marks\n"
-        "with TODO what is left. Nothing is overwritten. Works in a source checkout.",
+        "Writes method, claim and tests of a paper: a skeleton that runs (it clones behaviour) and marks with TODO\n"
+        "what is left. Nothing is overwritten. Works in a source checkout.",
     )
     parser.add_argument("slug", metavar="SLUG", help="a planned paper, or a new slug with --family")
     parser.add_argument("--family", help="where a paper goes that the catalogue has not")
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     root = repository()
     if root is None or not (root / "tests").is_dir():
         raise TelosError("telos new needs a source checkout", fix="clone the repository and pip install -e .")
@@ -111,12 +111,11 @@ def header(row: dict[str, Any]) -> str:
     lines = []
     for name in HEADER:
         value = row[name]
-        if isinstance(value, list):
-            text = "[" + ", ".join(quoted(item) for item in value) + "]"
+        if isinstance(value, str):
+            text = quoted(value) if len(value) + len(name) < WIDTH - 12 else broken(value, len(name))
         else:
-            text = quoted(value) if isinstance(value, str) else str(value)
-        line = f'    "{name}": {text},'
-        lines.append(line if len(line) <= WIDTH else f'    "{name}": {broken(value, len(name))},')
+            text = "[" + ", ".join(map(quoted, value)) + "]" if isinstance(value, list) else str(value)
+        lines.append(f'    "{name}": {text},')
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--search", metavar="TEXT", help="only rows in which every word of TEXT stands")
     parser.add_argument("--baselines", action="store_true", help="the methods that papers are compared with, instead")
     parser.add_argument("--json", action="store_true", help="full rows (keys: see telos.catalogue)")
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     rows = catalogue.baselines() if options.baselines else catalogue.papers()
     if options.family is not None:
         known = catalogue.families()

@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--evaluate-env", metavar="E", help="measure in this environment, as for `telos fit`")
     parser.add_argument("--evaluate-every", type=positive, metavar="N", help="steps between measurements")
     parser.add_argument("--evaluate-episodes", type=positive, default=10, metavar="N")
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     out = Path(options.run)
     done = (out / "product").is_dir()
     from telos.cli.fit import evaluator, finished

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser("show", "A paper: its claim, the paper's figure, the measured result, options and usage.")
     parser.add_argument("slug", metavar="SLUG", help="as `telos papers` and `telos papers --baselines` list them")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     page = read(options.slug)
     if options.json:
         print_json(page)

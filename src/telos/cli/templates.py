@@ -58,7 +58,7 @@ class @CLASS@(Method):
     """Transitions an update. TODO."""
 
     def prepare(self, spec: Spec) -> Spec:
-        box(spec.data.action_space, "@CLASS@")
+        box(spec.data, "@CLASS@")
         return spec.replace(data=spec.data.to(spec.device))
 
     def source(self, spec: Spec) -> Uniform:
@@ -77,7 +77,7 @@ class @CLASS@Learner(Learner):
     """A policy and its optimiser."""
 
     def __init__(self, method: @CLASS@, data: Transitions, rng: Rng):
-        bounds = box(data.action_space, "@CLASS@")
+        bounds = box(data, "@CLASS@")
         size, weights = data.observations.shape[1], rng.at("policy").torch()
         policy = DeterministicPolicy(size, bounds.low, bounds.high, method.hidden, rng=weights)
         policy.normaliser = Normaliser.fitted(data.observations)

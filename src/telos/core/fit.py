@@ -89,6 +89,8 @@ class Run:
                 got=f"micro={self.micro}",
                 fix="leave micro at 1, or use a smaller batch_size",
             )
+        if resume and self.out is None:
+            raise TelosError("nothing to resume", expected="the folder of a run", fix="pass out=...")
         device = resolve_device(self.device)
         if resume and self.out is not None and (self.out / "product").is_dir():
             return load_product(self.out / "product", device)
@@ -126,6 +128,8 @@ class Run:
             from telos.data.formats import load
 
             data = load(str(data), kind=self.method.data)
+        if hasattr(data, "__len__") and len(data) == 0:
+            raise TelosError(f"{getattr(data, 'origin', None) or 'the data'}: nothing to learn from", got="0 items")
         wanted = self.method.data
         if wanted is not None and not isinstance(data, (wanted, *self.method.accepts, Source)):
             raise TelosError(
@@ -204,9 +208,13 @@ class Run:
         progress = Progress(f"{class_slug(type(self.method))} {stage.name}", stage.steps, start)
         metrics: Mapping[str, Any] = {}
         for step in range(start, stage.steps):
-            batch = stage.source.next(stage.learner.behaviour, rng.at(stage.name, "source", step))
-            metrics = stage.learner.update(batch, rng.at(stage.name, "update", step), self.micro)
             done = step + 1
+            try:
+                batch = stage.source.next(stage.learner.behaviour, rng.at(stage.name, "source", step))
+                metrics = stage.learner.update(batch, rng.at(stage.name, "update", step), self.micro)
+            except Exception:
+                health.check_state(done, stage.learner.state()[0])
+                raise
             evaluate_now = self.evaluate is not None and self.evaluate_every and done % self.evaluate_every == 0
             if done % LOG_EVERY == 0 or done == stage.steps or evaluate_now:
                 numbers = {name: float(value) for name, value in metrics.items()}

@@ -212,6 +212,8 @@ class Method(abc.ABC):
         """
         from telos.core.fit import Run
 
+        if steps is None and self.trains:
+            raise TelosError("'steps' is missing", expected="the number of optimisation steps", fix="pass steps=1000")
         return Run(
             method=self,
             data=source,

@@ -109,18 +109,12 @@ class Product(nn.Module, abc.ABC):
     def read(cls, folder: Path, header: dict[str, Any]) -> Self:
         """The inverse of `write`; strict about keys, and the probe must come out as it did."""
         product = cls.from_config(header["config"])
-        try:
-            tensors = load_file(folder / "model.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise TelosError(
-                f"{folder / 'model.safetensors'} cannot be read", got=str(error), fix="save the product again"
-            ) from error
+        tensors = load_file(folder / "model.safetensors")
         probe = {name.removeprefix(PROBE): tensors.pop(name) for name in list(tensors) if name.startswith(PROBE)}
         try:
             product.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             raise TelosError(f"{folder}: the weights do not fit the configuration", got=str(error)) from error
-        product.eval()
         product.provenance = header["provenance"]
         check_probe(product, probe, folder)
         return product
@@ -168,7 +162,11 @@ def load_product(path: str | Path, device: torch.device | str = "cpu") -> Any:
             expected=f"'kind' and 'config' in {header_file.name}",
             fix="a plain transformers folder is a model, not a product: pass it as --model",
         )
-    return product_class(header["kind"]).read(folder, header).to(device)
+    try:
+        product = product_class(header["kind"]).read(folder, header)
+    except (SafetensorError, OSError) as error:
+        raise TelosError(f"{folder} cannot be read", got=str(error), fix="save the product again") from error
+    return product.to(device).eval()
 
 
 class Policy(Product):

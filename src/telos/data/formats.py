@@ -10,12 +10,12 @@ from typing import Any
 
 from telos.core.errors import TelosError
 from telos.data.options import Options
-from telos.data.records import Demonstrations, Preferences, Prompts, Transitions
+from telos.data.records import Demonstrations, Preferences, Prompts, Rankings, Transitions
 from telos.data.rl_formats import MINARI_FILE, is_minari, load_gym, load_hdf5, load_minari, load_npz
 from telos.data.rl_formats import save_npz as save_npz
 from telos.data.text_formats import SUFFIXES, load_text, saved_dataset, text_files
 
-TEXT = (Preferences, Demonstrations, Prompts)
+TEXT = (Preferences, Demonstrations, Prompts, Rankings)
 KNOWN = (
     "minari:ID, gym:ENV?steps=10000, a .npz, .hdf5, .jsonl, .jsonl.gz, .json or .parquet file, a folder with such text "
     "files or with a Minari or datasets.save_to_disk data set, or a hub name org/name"
@@ -24,7 +24,7 @@ KNOWN = (
 
 def load(
     what: str | Path, *, kind: type | None = None, **options: Any
-) -> Transitions | Preferences | Demonstrations | Prompts:
+) -> Transitions | Preferences | Demonstrations | Prompts | Rankings:
     """Reads a data set and checks it.
 
     Args:
@@ -50,7 +50,7 @@ def load(
     if kind is not None and kind not in (Transitions, *TEXT):
         raise TelosError(
             f"{parsed.what}: {kind.__name__} cannot be read from files", expected="Transitions, Preferences, "
-            "Demonstrations or Prompts", fix="make the record in Python and pass it to fit",
+            "Demonstrations, Prompts or Rankings", fix="make the record in Python and pass it to fit",
         )  # fmt: skip
     prefix, colon, name = parsed.what.partition(":")
     if colon and prefix in ("minari", "gym"):

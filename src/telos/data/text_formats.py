@@ -9,6 +9,7 @@ A record has one of these forms, each text plain or a conversation (a list of {"
 | messages    | messages                     | the last message, the assistant's, is the completion              |
 | text        | text                         | the completion of an empty prompt                                 |
 | prompt      | prompt                       |                                                                   |
+| ranking     | prompt, ranked               | `ranked` lists K >= 2 texts, best first; `prompt` may be absent   |
 
 Lines and records are counted from 1. An option named like a column says what the file calls it
 (`?prompt=question&completion=answer`).
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 from telos.core.errors import TelosError
 from telos.data.extras import extra
 from telos.data.options import Options
-from telos.data.records import Demonstrations, Message, Preferences, Prompts, Text
+from telos.data.records import Demonstrations, Message, Preferences, Prompts, Rankings, Text
 
 FORMS: dict[str, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
@@ -35,6 +36,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "text": ("text",),
     "prompt": ("prompt",),
+    "ranking": ("ranked",),
 }
 """The columns that each form must have."""
 
@@ -43,10 +45,11 @@ CHOICES: dict[type | None, tuple[str, ...]] = {
     Preferences: ("preference",),
     Demonstrations: ("completion", "messages", "text", "preference"),
     Prompts: ("preference", "prompt", "messages"),
+    Rankings: ("ranking", "preference"),
 }
 """The forms from which a record can be made, the preferred first."""
 
-FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
+FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "text", "ranked")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 # Files that tools write beside the data.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
@@ -176,7 +179,7 @@ def text_files(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def chosen_split(splits: Iterable[str], what: str, options: Options) -> str:
+def chosen_split(splits: Iterable[Any], what: str, options: Options) -> str:
     """The split that the options name; else train, else the only one."""
     names = list(splits)
     split = options.values.get("split") or ("train" if "train" in names else names[0])
@@ -231,7 +234,9 @@ def hub_rows(name: str, options: Options, wanted: set[str]) -> Rows:
     yield from dataset_rows(data[chosen_split(data, name, options)], name, wanted)
 
 
-def load_text(what: str | Path, kind: type | None, options: Options) -> Preferences | Demonstrations | Prompts:
+def load_text(
+    what: str | Path, kind: type | None, options: Options
+) -> Preferences | Demonstrations | Prompts | Rankings:
     """Reads the records in `what`, a file, a folder or a hub name (str), as the record class `kind`."""
     hub = isinstance(what, str)
     options.only(*(("split",) if hub or what.is_dir() else ()), *(("config",) if hub else ()), *FIELDS)
@@ -244,7 +249,7 @@ def load_text(what: str | Path, kind: type | None, options: Options) -> Preferen
     else:
         rows = file_rows(what, wanted)
     prompts: list[Text | None] = []
-    first: list[Text] = []
+    first: list[Any] = []
     second: list[Text] = []
     form, explicit, needed = "", False, ()
     for place, row in rows:
@@ -253,13 +258,13 @@ def load_text(what: str | Path, kind: type | None, options: Options) -> Preferen
         if not form:
             form = form_of(row, kind, names, place)
             explicit = names["prompt"] in row
-            needed = FORMS[form] + (("prompt",) if explicit and form == "preference" else ())
+            needed = FORMS[form] + (("prompt",) if explicit and form in ("preference", "ranking") else ())
         reader = Reader(row, place, names)
         for name in needed:
             if names[name] not in row:
                 raise reader.missing(name)
         prompt, one, other = READERS[form](reader, explicit)
-        if prompts and isinstance(one, str) != isinstance(first[0], str):
+        if prompts and plain(one) != plain(first[0]):
             raise mixed(place, "the records before it and this one")
         if kind is Prompts or form == "prompt":
             check_prompt(prompt, place)
@@ -271,6 +276,8 @@ def load_text(what: str | Path, kind: type | None, options: Options) -> Preferen
     origin = options.origin(what)
     if kind is Prompts or form == "prompt":
         return Prompts([prompt for prompt in prompts if prompt is not None], origin)
+    if kind is Rankings:
+        return Rankings(prompts, first if form == "ranking" else list(zip(first, second, strict=True)), origin)
     if form == "preference" and kind is not Demonstrations:
         return Preferences(prompts, first, second, origin)
     return Demonstrations(["" if prompt is None else prompt for prompt in prompts], first, origin)
@@ -409,7 +416,30 @@ def read_prompt(reader: Reader, explicit: bool) -> tuple[Text, Text, Text]:
     return prompt, prompt, ""
 
 
-READERS: dict[str, Callable[[Reader, bool], tuple[Text | None, Text, Text]]] = {
+def read_ranking(reader: Reader, explicit: bool) -> tuple[Text | None, tuple[Text, ...], Text]:
+    """Prompt (None if implicit in plain texts) and the ranked texts, best first."""
+    values = reader.row[reader.names["ranked"]]
+    where = f"{reader.place}, field '{reader.names['ranked']}'"
+    if not isinstance(values, list) or len(values) < 2:
+        raise TelosError(f"{where} is no ranking", expected="a list of two or more texts", got=shown(values))
+    texts = tuple(Reader({"ranked": v}, reader.place, {"ranked": "ranked"}).text("ranked") for v in values)
+    if len({isinstance(text, str) for text in texts}) > 1:
+        raise mixed(reader.place, "the ranked texts")
+    prompt = reader.text("prompt", empty=True) if explicit else None
+    if prompt is None and not isinstance(texts[0], str):
+        raise reader.missing("prompt")
+    if prompt is not None and isinstance(prompt, str) != isinstance(texts[0], str):
+        raise mixed(reader.place, "'prompt' and the ranked texts")
+    return prompt, texts, ""
+
+
+def plain(value: Text | tuple[Text, ...]) -> bool:
+    """Whether a text, or the first of several, is a plain one."""
+    return isinstance(value[0] if isinstance(value, tuple) else value, str)
+
+
+READERS: dict[str, Callable[[Reader, bool], tuple[Text | None, Any, Text]]] = {
+    "ranking": read_ranking,
     "preference": read_preference,
     "completion": read_completion,
     "messages": read_messages,

@@ -129,11 +129,11 @@ class LanguageModel:
         tokens = torch.arange(1, 5, device=self.device)[None]
         expected = self.network(input_ids=tokens).logits[:, :3].float()
         error = (self.head(self.hidden(tokens[:, :3])) - expected).abs().max()
-        tolerance = 1e-3 if expected.dtype == next(self.network.parameters()).dtype else 3e-2
+        tolerance = 1e-3 if self.network.dtype == torch.float32 else 3e-2
         if not error <= tolerance * expected.abs().max():
             raise TelosError(
-                f"{self.origin or 'the model'} ({type(self.causal).__name__}) does not compute its logits from its last "
-                "hidden states, or they depend on later tokens",
+                f"{self.origin or 'the model'} ({type(self.causal).__name__}): its logits are no known function of "
+                "its last hidden states, or depend on later tokens",
                 expected="a causal language model with a linear head (and at most scaling or soft-capping)",
                 got=f"logits that differ by {float(error):.2g}",
                 fix="use a causal model",

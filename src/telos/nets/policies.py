@@ -172,7 +172,8 @@ class DeterministicPolicy(Policy):
         }
 
     def probe(self) -> dict[str, Tensor]:
-        return {"action": self.act(probe_observations(self.normaliser)).action}
+        observations = probe_observations(self.normaliser)
+        return {"observations": observations, "action": self.act(observations).action}
 
 
 class GaussianPolicy(Policy):
@@ -259,8 +260,9 @@ class GaussianPolicy(Policy):
         }
 
     def probe(self) -> dict[str, Tensor]:
-        mean, log_std = self(self.normaliser(probe_observations(self.normaliser)))
-        return {"mean": mean, "log_std": log_std}
+        observations = probe_observations(self.normaliser)
+        mean, log_std = self(self.normaliser(observations))
+        return {"observations": observations, "mean": mean, "log_std": log_std}
 
 
 class CategoricalPolicy(Policy):
@@ -325,4 +327,5 @@ class CategoricalPolicy(Policy):
         }
 
     def probe(self) -> dict[str, Tensor]:
-        return {"logits": self(self.normaliser(probe_observations(self.normaliser)))}
+        observations = probe_observations(self.normaliser)
+        return {"observations": observations, "logits": self(self.normaliser(observations))}

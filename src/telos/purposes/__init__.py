@@ -56,7 +56,7 @@ def scorer(folder: Path) -> Any:
     product = load_product(folder)
     if not isinstance(product, Scorer):
         raise TelosError(f"{folder} does not score", expected="a Scorer", got=type(product).__name__)
-    product.origin = str(folder.absolute())
+    vars(product)["origin"] = str(folder.absolute())
     return product
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-from pathlib import Path
 
 os.environ["TELOS_PROGRESS"] = "0"
 os.environ["TELOS_CACHE"] = tempfile.mkdtemp(prefix="telos-tests-")
@@ -14,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
 from reading_budget import budget_lines
 from shapes import check_package
 
@@ -34,9 +33,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     seconds: dict[str, float] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
-            if "contract/test_contract.py" in str(getattr(report, "nodeid", "")) and "[" in report.nodeid:
-                case = report.nodeid.split("[")[1].rstrip("]").split("-")[0]
-                seconds[case] = seconds.get(case, 0.0) + getattr(report, "duration", 0.0)
+            node = str(getattr(report, "nodeid", ""))
+            if "contract/test_contract.py" in node and "[" in node and getattr(report, "when", "") == "call":
+                for word in node.split("[")[1].rstrip("]").split("-"):
+                    seconds[word] = seconds.get(word, 0.0) + report.duration
     if seconds:
         terminalreporter.section("reading budget")
         for line in budget_lines(seconds):

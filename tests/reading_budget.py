@@ -1,14 +1,15 @@
 """What a reader of a method reads: its file and the telos files that it stands on. Static: nothing is imported.
 
-Counted are the method's file and, through imports at the top of files, everything in ops, nets, lm, purposes and worlds
-that it reaches, with data/records.py and core/method.py. Not counted is the plumbing that a reader can take on
-trust, like torch: the rest of core and data (files, loop, registry, formats), and empty packages. A line of code is a line
-that holds something other than comments, docstrings and the catalogue header (PAPER, BASELINE).
+Counted are the method's file and, through imports at the top of files, everything in ops, nets, lm, purposes and
+worlds that it reaches, with data/records.py and core/method.py. Not counted is the plumbing that a reader can take on
+trust, like torch: the rest of core and data (files, loop, registry, formats), and empty packages. A line of code is a
+line that holds something other than comments, docstrings and the catalogue header (PAPER, BASELINE).
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def budget(entry: Entry) -> Budget:
     return Budget(entry.slug, found[str(first.relative_to(PACKAGE))], found)
 
 
+@functools.cache
 def code_lines(file: Path) -> int:
     """Lines that hold code."""
     text = file.read_text()
@@ -76,6 +78,7 @@ def is_header(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("PAPER", "BASELINE")
 
 
+@functools.cache
 def imported_files(file: Path) -> list[Path]:
     """The telos files that the top of `file` imports."""
     found: list[Path] = []

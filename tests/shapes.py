@@ -1,7 +1,7 @@
 """Checks the jaxtyping annotations of functions when they are called.
 
-The package names jaxtyping under `if TYPE_CHECKING` only, since it is no dependency of its users. Here those imports are
-run in each module after all, and its functions are decorated, before anything has taken them from it.
+The package names jaxtyping under `if TYPE_CHECKING` only, since it is no dependency of its users. Here those imports
+are run in each module after all, and its functions are decorated, before anything has taken them from it.
 """
 
 from __future__ import annotations

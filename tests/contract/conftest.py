@@ -4,6 +4,8 @@ import socket
 
 import pytest
 
+from telos.lm.model import transformers
+
 
 class NetworkUsed(BaseException):
     """Not an Exception, so that no library takes it for a lost connection and goes on."""
@@ -21,6 +23,12 @@ def no_network():
             patch.setattr(socket.socket, name, refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Imported here, so that the first method's time does not count it."""
+    transformers().AutoModelForSequenceClassification  # noqa: B018
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 10,
     "hidden": (16, 16),
     "learning_rate": 1e-3,
-    "max_new_tokens": 6,
+    "max_new_tokens": 4,
     "n": 3,
     "prompts_per_batch": 5,
     "samples_per_prompt": 2,
@@ -79,13 +79,14 @@ def transitions(discrete: bool = False) -> Transitions:
 
 
 def prompts() -> list[str]:
-    """Topics of the bundled model's world."""
-    return [f"topic{i % 8}" for i in range(COUNT)]
+    """Topics of the bundled model's world, some with one or two words more."""
+    return [f"topic{i % 8}" + " word2" * (i % 3) for i in range(COUNT)]
 
 
 def texts(good: int, first: str = "word3") -> list[str]:
-    """Completions of different lengths with some good words and some bad ones."""
-    return [f" {first}" + f" good{i % 8}" * good + f" bad{i % 5}" * (2 - good) + " word1" * (i % 3) for i in range(COUNT)]
+    """Completions of 4 to 11 words; `good` of 2 words are good, the others bad."""
+    ends = [" word1" * ((good + 2) * i % 8) for i in range(COUNT)]
+    return [f" {first}" + f" good{i % 8}" * good + f" bad{i % 5}" * (2 - good) + end for i, end in enumerate(ends)]
 
 
 MODEL = {"model": "telos:tiny"}
@@ -119,7 +120,8 @@ class Case:
     def fit(self, *, options: Mapping[str, Any] | None = None, data: Any = None, **arguments: Any) -> Product:
         """Trains for `STEPS` steps on the CPU with seed 0, unless `arguments` say otherwise."""
         defaults = {"steps": STEPS, "device": "cpu", **self.given()}
-        return self.method(**(options or {})).fit(self.world.data() if data is None else data, **{**defaults, **arguments})
+        data = self.world.data() if data is None else data
+        return self.method(**(options or {})).fit(data, **{**defaults, **arguments})
 
     def prepared(self, seed: int = 0) -> tuple[Spec, Learner, Source]:
         """A learner of one stage and its source, as `fit` makes them, without the loop."""
@@ -161,6 +163,14 @@ def refuses(case: Case) -> bool:
     except TelosError:
         return True
     return False
+
+
+def warmed(case: Case, updates: int = 2) -> tuple[Learner, Source]:
+    """A learner after some updates, the same at each call, and its source."""
+    _, learner, source = case.prepared()
+    for step in range(updates):
+        learner.update(source.next(learner.behaviour, Rng(8).at(step)), Rng(9).at(step))
+    return learner, source
 
 
 def state(product: Product) -> dict[str, torch.Tensor]:

@@ -66,10 +66,10 @@ def test_a_boundary_inside_a_token_names_the_record_and_separate_goes_on():
 def test_implicit_prompt_is_the_common_beginning_in_tokens():
     model = bpe_model()
     prompt, (chosen, rejected) = group(
-        tokenise(model, Preferences([None], ["what is the answer? yes"], ["what is the answer? no"]))
+        tokenise(model, Preferences([None], ["what is the answer? the cat"], ["what is the answer? sat"]))
     )
     assert prompt == [BOS, *ids(model, "what is the answer?")]
-    assert (chosen, rejected) == ([*ids(model, " yes"), EOS], [*ids(model, " no"), EOS])
+    assert (chosen, rejected) == ([*ids(model, " the cat"), EOS], [*ids(model, " sat"), EOS])
 
 
 def test_implicit_where_one_text_begins_the_other():

@@ -86,7 +86,7 @@ def test_plackett_luce_of_equal_rewards_two_items_and_all_orders():
     rewards = torch.tensor([0.3, -1.2, 2.0, 0.5], dtype=torch.float64)
     orders = torch.stack([rewards[list(order)] for order in permutations(range(4))])
     assert (-plackett_luce(orders)).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
-    first = torch.tensor([list(order)[0] == 2 for order in permutations(range(4))])
+    first = torch.tensor([order[0] == 2 for order in permutations(range(4))])
     assert (-plackett_luce(orders)).exp()[first].sum().item() == pytest.approx(rewards.softmax(0)[2].item(), abs=1e-12)
 
 

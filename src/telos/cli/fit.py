@@ -175,18 +175,23 @@ def train(method: Any, name: str, options: RunOptions) -> None:
         # A run that is resumed elsewhere must find its folders again.
         if key in given and Path(given[key]).is_dir():
             given[key] = str(Path(given[key]).absolute())
-    product = method.fit(
-        data,
-        steps=options.steps,
-        seed=options.seed,
-        device=options.device,
-        out=out,
-        evaluate=evaluate,
-        evaluate_every=every,
-        checkpoint_every=options.checkpoint_every,
-        micro=options.micro,
-        **given,
-    )
+    try:
+        product = method.fit(
+            data,
+            steps=options.steps,
+            seed=options.seed,
+            device=options.device,
+            out=out,
+            evaluate=evaluate,
+            evaluate_every=every,
+            checkpoint_every=options.checkpoint_every,
+            micro=options.micro,
+            **given,
+        )
+    except KeyboardInterrupt:
+        if (out / "run.json").is_file():
+            print(f"\n`telos resume {out}` goes on", end="", file=sys.stderr)
+        raise
     finished(out, product)
 
 
@@ -214,6 +219,8 @@ def evaluator(env: str | None, episodes: int, seed: int) -> Callable[..., Mappin
     """What `fit` calls to measure a policy in `env`; None without one."""
     if env is None:
         return None
+    if episodes < 1:
+        raise TelosError("--evaluate-episodes must be positive", got=str(episodes))
     from telos.data.environments import make
     from telos.judge.evaluate import evaluate
 

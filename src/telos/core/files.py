@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from telos.core.errors import TelosError
 
 
@@ -26,10 +28,10 @@ def explained(path: Path) -> Iterator[None]:
             got="permission denied",
             fix="choose another --out, or change the folder's permissions",
         ) from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise TelosError(
             f"cannot write {path}",
-            got=error.strerror or str(error),
+            got=getattr(error, "strerror", None) or str(error),
             fix="free space on that disk, or choose another --out",
         ) from error
 

@@ -81,13 +81,23 @@ class Run:
 
     def go(self, *, resume: bool = False) -> Any:
         """Trains to the end, from the newest checkpoint if `resume`, and returns the product."""
-        if self.steps < 0 or self.micro < 1:
-            raise TelosError("steps and micro must be positive", got=f"steps={self.steps}, micro={self.micro}")
+        if self.steps < 0 or self.micro < 1 or self.checkpoint_every < 1:
+            raise TelosError(
+                "steps, micro and checkpoint_every must be positive",
+                got=f"steps={self.steps}, micro={self.micro}, checkpoint_every={self.checkpoint_every}",
+            )
         if self.micro > 1 and not self.method.accumulates:
             raise TelosError(
                 f"{type(self.method).__name__} cannot take a batch in parts",
                 got=f"micro={self.micro}",
                 fix="leave micro at 1, or use a smaller batch_size",
+            )
+        unread = sorted(name for name, value in self.given.items() if value is not None and name not in self.method.takes)
+        if unread:
+            raise TelosError(
+                f"{type(self.method).__name__} does not use '{unread[0]}'",
+                expected=", ".join(self.method.takes) or "nothing besides data",
+                fix=f"leave {unread[0]} out",
             )
         if resume and self.out is None:
             raise TelosError("nothing to resume", expected="the folder of a run", fix="pass out=...")
@@ -215,11 +225,12 @@ class Run:
             except Exception:
                 health.check_state(done, stage.learner.state()[0])
                 raise
-            evaluate_now = self.evaluate is not None and self.evaluate_every and done % self.evaluate_every == 0
-            if done % LOG_EVERY == 0 or done == stage.steps or evaluate_now:
+            last = done == stage.steps
+            evaluate_now = self.evaluate and (last or (self.evaluate_every and done % self.evaluate_every == 0))
+            if done % LOG_EVERY == 0 or last or evaluate_now:
                 numbers = {name: float(value) for name, value in metrics.items()}
                 health.check(done, numbers)
-                if evaluate_now and self.evaluate is not None:
+                if self.evaluate is not None and evaluate_now:
                     numbers |= {k: float(v) for k, v in self.evaluate(done, stage.learner.product).items()}
                 self._log(stage.name, done, numbers)
                 progress.show(done, numbers)
@@ -235,14 +246,17 @@ class Run:
         if self.observer is not None:
             self.observer(step, numbers)
         if self.out is not None:
-            if self._metrics_file is None:
-                self._metrics_file = (self.out / "metrics.jsonl").open("a")
-            self._metrics_file.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **numbers}) + "\n")
-            self._metrics_file.flush()
+            row = {"stage": stage, "step": step, "time": time.time(), **numbers}
+            with explained(self.out / "metrics.jsonl"):
+                if self._metrics_file is None:
+                    self._metrics_file = (self.out / "metrics.jsonl").open("a")
+                self._metrics_file.write(json.dumps(row) + "\n")
+                self._metrics_file.flush()
 
     def _close(self) -> None:
         if self._metrics_file is not None:
-            self._metrics_file.close()
+            with contextlib.suppress(OSError):
+                self._metrics_file.close()  # every row was flushed; on a full disk the last one fails again
             self._metrics_file = None
         if self.out is not None:
             with contextlib.suppress(OSError):

@@ -158,6 +158,8 @@ class Method(abc.ABC):
     """The record it learns from (Transitions, Preferences, ...); None if experience comes from `given`."""
     accepts: ClassVar[tuple[type, ...]] = ()
     """Further records that `prepare` knows how to use."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """What else `fit` may be given: model, reference, purpose, env, ..."""
     trains: ClassVar[bool] = True
     """False for methods that fit nothing (decoding, measures): they need no steps."""
     accumulates: ClassVar[bool] = True
@@ -244,7 +246,7 @@ class Method(abc.ABC):
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Any:
         """The inverse of `options`."""
-        from telos.core.registry import use
+        from telos.core.registry import method_class
 
         known = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
@@ -253,7 +255,7 @@ class Method(abc.ABC):
                 raise TelosError(f"{cls.__name__} has no option '{name}'", expected=", ".join(known))
             if isinstance(value, dict) and "use" in value:
                 inner = dict(value)
-                value = use(inner.pop("use"), **inner)
+                value = method_class(inner.pop("use")).from_options(inner)
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 

@@ -115,6 +115,7 @@ class Product(nn.Module, abc.ABC):
             product.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             raise TelosError(f"{folder}: the weights do not fit the configuration", got=str(error)) from error
+        product.eval()
         product.provenance = header["provenance"]
         check_probe(product, probe, folder)
         return product

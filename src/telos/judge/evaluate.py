@@ -214,7 +214,8 @@ def run(
     device = policy_device(policy)
     generator = rng.at("policy").torch(device)
 
-    def seeds() -> list[int]:
+    # A list of seeds, one a part, which gymnasium's vector environments take and their base class does not declare.
+    def seeds() -> Any:
         return [rng.at("episode", int(k)).integer() % 2**31 for k in current]
 
     def act(observations: Any, state: Any, fresh: NDArray[np.bool_]) -> Act:

@@ -19,7 +19,7 @@ from telos.judge.stats import paired_t
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D5D5D", "#882255")
 """Colours that the colour-blind tell apart (Okabe and Ito 2008, yellow and black replaced for lines on white)."""
 INK = "#262626"
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 150, "savefig.dpi": 150, "font.size": 9, "font.family": "DejaVu Sans", "axes.titlesize": 9.5,
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8C8C8C",
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True,

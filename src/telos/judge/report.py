@@ -175,6 +175,7 @@ def number(value: float) -> str:
 
 
 def with_interval(estimate: float, interval: Mapping[str, float] | None) -> str:
+    """The estimate, followed by its interval in brackets where it has one."""
     if interval is None:
         return number(estimate)
     return f"{number(estimate)} [{number(interval['low'])}, {number(interval['high'])}]"

@@ -186,9 +186,7 @@ def load_model(source: Any, device: torch.device | str = "cpu") -> LanguageModel
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(where, local_files_only=local)
         if (folder / "adapter_config.json").is_file():
-            network = peft().AutoPeftModelForCausalLM.from_pretrained(
-                where, is_trainable=True, dtype=torch.float32
-            )
+            network = peft().AutoPeftModelForCausalLM.from_pretrained(where, is_trainable=True, dtype=torch.float32)
         else:
             network = library.AutoModelForCausalLM.from_pretrained(where, local_files_only=local, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

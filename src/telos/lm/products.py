@@ -136,9 +136,9 @@ class RewardScorer(Scorer):
         body = model.merged().network if model.adapted else model.network
         config = copy.deepcopy(body.config)
         config.num_labels, config.architectures = 1, None
-        if config.pad_token_id == model.eos_id:
-            # transformers reads the score at the last token that is not padding: that would be before the end token.
-            config.pad_token_id = None
+        pad = model.tokenizer.pad_token_id
+        # transformers reads the score at the last token that is not padding: that must be the end token.
+        config.pad_token_id = None if pad == model.eos_id or (pad or 0) >= config.vocab_size else pad
         with seeded(rng):
             network = transformers().AutoModelForSequenceClassification.from_config(config)
         network.base_model.load_state_dict(body.base_model.state_dict())

@@ -367,7 +367,9 @@ def tokenise_prompts(model: LanguageModel, data: Prompts | Sequence[Text], room:
     limit = model.context - room
     if limit < 1:
         raise TelosError(
-            f"max_new_tokens={room} leaves no room for a prompt", expected=f"less than the context of {model.context}"
+            f"max_new_tokens={room} leaves no room for a prompt",
+            expected=f"less than the context of {model.context} tokens",
+            fix="lower max_new_tokens",
         )
     special = all(isinstance(p, str) for p in prompts)
     begin = model.tokenizer.bos_token_id if model.tokenizer.bos_token_id is not None else model.eos_id

@@ -8,6 +8,7 @@ it is always given. The folder is a function of the seed, the thread count (2) a
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(large: bool, generator: torch.Generator) -> LlamaForCausalLM:
     """Random weights N(0, 0.02^2) from `generator`, norms at one."""
     ids = {word: i for i, word in enumerate(tiny_sent.vocabulary())}
-    specials = {
+    specials: dict[str, Any] = {
         "pad_token_id": ids[tiny_sent.PAD],
         "bos_token_id": ids[tiny_sent.BOS],
         "eos_token_id": ids[tiny_sent.EOS],
@@ -111,7 +112,7 @@ def pretrain(
     batch_rng = streams.at("batch").numpy()
     tokenizer = build_tokenizer()
     model = build_model(large, streams.at("weights").torch())
-    pad_id = model.config.pad_token_id
+    pad_id = tiny_sent.vocabulary().index(tiny_sent.PAD)
     tokens = encode(tokenizer, *tiny_sent.sentences(corpus, streams.at("corpus").numpy()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     model.train()

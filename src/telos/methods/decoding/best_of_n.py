@@ -45,6 +45,7 @@ class BestOfN(Method):
 
     data: ClassVar[type | None] = None
     accepts: ClassVar[tuple[type, ...]] = (Prompts,)
+    takes: ClassVar[tuple[str, ...]] = ("model", "purpose")
     trains: ClassVar[bool] = False
 
     n: int = 16

@@ -51,6 +51,7 @@ class RLOO(Method):
     """
 
     data: ClassVar[type] = Prompts
+    takes: ClassVar[tuple[str, ...]] = ("model", "purpose", "reference", "lora")
 
     beta: float = 0.05
     """KL coefficient, >= 0: larger stays closer to the reference. Paper: 0.03 to 0.1."""

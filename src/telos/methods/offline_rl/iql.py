@@ -43,9 +43,9 @@ BASELINE = {
     "title": "Offline Reinforcement Learning with Implicit Q-Learning",
     "reference": "Kostrikov, Nair and Levine, ICLR 2022, arXiv 2110.06169",
     "year": 2021,
-    "purpose": ["rewards recorded in a data set"],
+    "purpose": ["reward"],
     "product": "Policy",
-    "data": "Transitions",
+    "data": "offline transitions",
     "summary": "Expectile regression finds the value of the best recorded actions; the policy imitates those, weighted "
     "by their advantage. No action outside the data is ever evaluated.",
     "equations": [

@@ -51,9 +51,9 @@ PAPER = {
     "arxiv": "2306.06569",
     "year": 2023,
     "url": "https://arxiv.org/abs/2306.06569",
-    "purpose": ["rewards recorded in a data set"],
+    "purpose": ["reward"],
     "product": "Policy",
-    "data": "Transitions",
+    "data": "offline transitions",
     "summary": "TD3 whose policy is pulled to the nearest state-action pair of the whole data set, so that it may use "
     "good actions that were recorded at neighbouring states.",
     "claim": "A constraint to the nearest pair of the data set escapes wrong recorded actions that a constraint to "

@@ -42,9 +42,9 @@ BASELINE = {
     "title": "Addressing Function Approximation Error in Actor-Critic Methods",
     "reference": "Fujimoto, van Hoof and Meger, ICML 2018, arXiv 1802.09477",
     "year": 2018,
-    "purpose": ["rewards recorded in a data set"],
+    "purpose": ["reward"],
     "product": "Policy",
-    "data": "Transitions",
+    "data": "offline transitions",
     "summary": "Twin critics, smoothed target actions, a delayed deterministic policy; nothing keeps it near the data.",
     "equations": [r"L_\pi=-\overline{Q_1(s,\pi(s))}"],
     "deviations": [

@@ -39,9 +39,9 @@ BASELINE = {
     "title": "A Minimalist Approach to Offline Reinforcement Learning",
     "reference": "Fujimoto and Gu, NeurIPS 2021, arXiv 2106.06860",
     "year": 2021,
-    "purpose": ["rewards recorded in a data set"],
+    "purpose": ["reward"],
     "product": "Policy",
-    "data": "Transitions",
+    "data": "offline transitions",
     "summary": "TD3 with a penalty on the squared distance to the action recorded at each state.",
     "equations": [
         r"L_\pi=-\lambda\,\overline{Q_1(s,\pi(s))}+\overline{(\pi(s)-a)^2},\quad"

@@ -86,6 +86,7 @@ class DPO(Method):
     """
 
     data: ClassVar[type] = Preferences
+    takes: ClassVar[tuple[str, ...]] = ("model", "reference", "lora")
 
     beta: float = 0.1
     """Strength of the pull to the reference, > 0: larger stays closer. Paper: 0.1 (HH), 0.5 (TL;DR)."""
@@ -144,6 +145,7 @@ class DPORanking(Method):
     """
 
     data: ClassVar[type] = Rankings
+    takes: ClassVar[tuple[str, ...]] = ("model", "reference", "lora")
 
     beta: float = 0.1
     """Strength of the pull to the reference, > 0. Paper: 0.1 for pairs."""

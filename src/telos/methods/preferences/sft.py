@@ -39,6 +39,7 @@ class SFT(Method):
     """Supervised fine-tuning of a language model. Given: model, lora (adapter rank)."""
 
     data: ClassVar[type] = Demonstrations
+    takes: ClassVar[tuple[str, ...]] = ("model", "lora")
     accepts: ClassVar[tuple[type, ...]] = (Preferences,)
 
     learning_rate: float = 1e-5

@@ -45,6 +45,7 @@ class RewardModel(Method):
     """A Bradley-Terry reward model on a language model's body. Given: model."""
 
     data: ClassVar[type] = Preferences
+    takes: ClassVar[tuple[str, ...]] = ("model",)
 
     learning_rate: float = 1e-5
     """AdamW step size. arXiv 2009.01325: 1.5e-5; 1e-3 suits the bundled 0.1 M model."""

@@ -19,15 +19,15 @@ def point(kl, gold):
 
 
 def test_staircase_by_hand():
+    start = point(0.0, START)
     assert BAND == (3.0, 10.0)
-    assert staircase([]) == pytest.approx(START)
-    assert staircase([point(0.0, 5.0)]) == pytest.approx(5.0)  # within every budget
-    assert staircase([point(3.0, 5.0)]) == pytest.approx(5.0)
-    assert staircase([point(10.01, 50.0)]) == pytest.approx(START)  # beyond all budgets
+    assert staircase([start]) == pytest.approx(START)
+    assert staircase([start, point(3.0, 5.0)]) == pytest.approx(5.0)
+    assert staircase([start, point(10.01, 50.0)]) == pytest.approx(START)  # beyond all budgets
     # Budgets 3, 3.25, ..., 10: the last 15 of 29 allow a KL of 6.5, the last one a KL of 10.
-    assert staircase([point(6.5, 4.0)]) == pytest.approx((14 * START + 15 * 4.0) / 29)
-    assert staircase([point(10.0, 4.0)]) == pytest.approx((28 * START + 4.0) / 29)
-    assert staircase([point(1.0, 2.0), point(6.5, 4.0)]) == pytest.approx((14 * 2 + 15 * 4) / 29)
+    assert staircase([start, point(6.5, 4.0)]) == pytest.approx((14 * START + 15 * 4.0) / 29)
+    assert staircase([start, point(10.0, 4.0)]) == pytest.approx((28 * START + 4.0) / 29)
+    assert staircase([start, point(1.0, 2.0), point(6.5, 4.0)]) == pytest.approx((14 * 2 + 15 * 4) / 29)
 
 
 def test_staircase_only_rises_with_more_points_and_ignores_dominated_ones():
@@ -39,7 +39,7 @@ def test_staircase_only_rises_with_more_points_and_ignores_dominated_ones():
 
 
 def test_frontiers_pool_the_settings_of_a_method():
-    measures = {name: {"points": [point(20.0, 0.0)]} for name in CLAIM.arms}
+    measures = {name: {"points": [point(0.0, START), point(20.0, 0.0)]} for name in CLAIM.arms}
     measures["dpo_0.05"] = {"points": [point(1.0, 2.0)]}
     measures["dpo_1.0"] = {"points": [point(6.5, 4.0)]}
     measures["rloo_0.1"] = {"points": [point(2.0, 1.0), point(3.0, 3.0)]}
@@ -47,6 +47,7 @@ def test_frontiers_pool_the_settings_of_a_method():
     assert set(found) == {"dpo", "rloo", "sft", "best_of_4", "best_of_16"}
     assert found["dpo"]["frontier"] == pytest.approx((14 * 2 + 15 * 4) / 29)
     assert found["rloo"]["frontier"] == pytest.approx(3.0) and found["sft"]["frontier"] == pytest.approx(START)
+    assert found["rloo"]["furthest"] == 20.0
     for part in CLAIM.parts:
         assert {part.a, part.b} <= set(found)
 
@@ -68,7 +69,7 @@ def test_arms_have_the_same_number_of_settings_and_differ_in_beta_only():
         assert len(arms) == 4 and len({o[only] for o in options}) == 4
         rest = [{k: v for k, v in o.items() if k != only} for o in options]
         assert all(other == rest[0] for other in rest)
-    assert sum(arm.group == "sft" for arm in CLAIM.arms.values()) == 1
+    assert sum(arm.group == "sft" for arm in CLAIM.arms.values()) == 3
     # A completion and its end fit into what is sampled, so that none is cut that the corpus could hold.
     assert max(tiny_sent.LENGTHS) + 1 <= NEW_TOKENS
 
@@ -102,7 +103,7 @@ def test_the_reference_has_no_kl_and_the_gold_of_the_corpus():
     assert measure(trial, Shifted(reference()))["kl"] == pytest.approx(0.25, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dpo_0.1", "rloo_0.1", "sft", "best_of_4"])
+@pytest.mark.parametrize("name", ["dpo_0.1", "rloo_0.1", "sft_0.001", "best_of_4"])
 def test_each_kind_of_arm_runs_and_starts_from_the_reference(name):
     arm = CLAIM.arms[name]
     found = arm.run(Trial(1000, "quick"), **arm.options)
@@ -114,7 +115,7 @@ def test_each_kind_of_arm_runs_and_starts_from_the_reference(name):
 
 def test_training_an_arm_leaves_the_reference_alone():
     before = [p.clone() for p in reference().network.parameters()]
-    arm = CLAIM.arms["sft"]
+    arm = CLAIM.arms["sft_0.001"]
     arm.run(Trial(1001, "quick"), **arm.options)
     assert all(torch.equal(a, b) for a, b in zip(before, reference().network.parameters(), strict=True))
     assert Rng(1001).integer() == Trial(1001).rng.integer()

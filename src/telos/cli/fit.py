@@ -197,7 +197,6 @@ def train(method: Any, name: str, options: RunOptions) -> None:
 
 def load_data(method: Any, name: str, what: str | None) -> Any:
     """The record that `what` holds, of the kind that the method learns from."""
-    kinds = [kind for kind in (method.data, *method.accepts) if kind is not None]
     if what is None:
         if method.data is not None:
             raise TelosError(
@@ -206,7 +205,7 @@ def load_data(method: Any, name: str, what: str | None) -> Any:
         return None
     from telos.data.formats import load
 
-    return load(what, kind=kinds[0] if kinds else None)
+    return load(what, kind=method.data, accepts=method.accepts)
 
 
 def next_folder(name: str) -> Path:

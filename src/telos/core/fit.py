@@ -92,7 +92,9 @@ class Run:
                 got=f"micro={self.micro}",
                 fix="leave micro at 1, or use a smaller batch_size",
             )
-        unread = sorted(name for name, value in self.given.items() if value is not None and name not in self.method.takes)
+        unread = sorted(
+            name for name, value in self.given.items() if value is not None and name not in self.method.takes
+        )
         if unread:
             raise TelosError(
                 f"{type(self.method).__name__} does not use '{unread[0]}'",
@@ -137,7 +139,7 @@ class Run:
         if isinstance(data, str | Path):
             from telos.data.formats import load
 
-            data = load(str(data), kind=self.method.data)
+            data = load(str(data), kind=self.method.data, accepts=self.method.accepts)
         if hasattr(data, "__len__") and len(data) == 0:
             raise TelosError(f"{getattr(data, 'origin', None) or 'the data'}: nothing to learn from", got="0 items")
         wanted = self.method.data

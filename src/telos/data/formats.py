@@ -23,7 +23,7 @@ KNOWN = (
 
 
 def load(
-    what: str | Path, *, kind: type | None = None, **options: Any
+    what: str | Path, *, kind: type | None = None, accepts: tuple[type, ...] = (), **options: Any
 ) -> Transitions | Preferences | Demonstrations | Prompts | Rankings:
     """Reads a data set and checks it.
 
@@ -34,6 +34,7 @@ def load(
             hub. Options may follow as a query: `pairs?split=test`.
         kind: the record class that is wanted; None for the one that the columns suggest. Preferences also serve as
             Demonstrations (the chosen texts), and whatever has prompts as Prompts.
+        accepts: record classes that will do as well: if the columns are those of one of them, that is what is made.
         options: `split`, `config` (hub) and column names (`prompt="question"`) for texts; `action_low`,
             `action_high`, `n_actions`, `clip_actions` for transitions from files; `steps`, `seed`, `policy` ("random"
             or the folder of a saved policy), `explore` for `gym:`. They override the query.
@@ -44,6 +45,9 @@ def load(
     Raises:
         TelosError: naming the file, the record and the field, what was expected, what was got and the fix.
     """
+    if accepts:
+        found = load(what, **options)
+        return found if isinstance(found, accepts) else load(what, kind=kind, **options)
     parsed = Options.parse(str(what), options)
     if not parsed.what:
         raise TelosError("no data set is named", expected=KNOWN)

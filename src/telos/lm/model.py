@@ -148,7 +148,7 @@ class LanguageModel:
 @contextlib.contextmanager
 def seeded(rng: Rng) -> Iterator[None]:
     """For libraries that initialise from the global generator: seeds it inside the block, restores it after."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(rng.integer())
         yield
 

@@ -84,7 +84,8 @@ class LanguagePolicy(Generator):
 
         Args:
             rng: required unless temperature is 0.
-            sampling: max_new_tokens (64), temperature (1), top_k (0: all), top_p (1), batch_size (256).
+            sampling: max_new_tokens (64, or half the context), temperature (1), top_k (0: all), top_p (1),
+                batch_size (256).
 
         Raises:
             TelosError: an unknown option; no generator for a random sample; a prompt that does not fit.
@@ -94,7 +95,7 @@ class LanguagePolicy(Generator):
             raise TelosError(
                 f"generate has no option '{min(unknown)}'", expected="max_new_tokens, temperature, top_k, top_p"
             )
-        sampling = {"max_new_tokens": 64, **sampling}
+        sampling = {"max_new_tokens": min(64, self.model.context // 2), **sampling}
         if rng is None:
             if sampling.get("temperature", 1.0) > 0:
                 raise TelosError(

@@ -33,11 +33,10 @@ class Rollouts(Record):
 
     Args:
         sequences: tokens (B, T), lengths and boundaries (B,).
-        sampler_log_probs: (B, T) under the transform they were sampled with, 0 off the completion.
+        sampler_log_probs: (B, T) as the sampler recorded them, 0 off the completion.
         reference: (B,) summed log-probs under the frozen reference, no transform.
         rewards: (B,) the purpose's scores.
         groups: (B,) which prompt of the batch.
-        raw: True if the transform was the identity, so that the policy's own log-probs must equal the sampler's.
     """
 
     sequences: Sequences
@@ -45,7 +44,6 @@ class Rollouts(Record):
     reference: Tensor
     rewards: Tensor
     groups: Tensor
-    raw: bool
 
 
 def scores(purpose: Purpose, completions: Completions, tokenizer: Any = None) -> Tensor:
@@ -109,11 +107,11 @@ class _PromptSet:
 
 
 class RolloutSource(Source):
-    """Takes the next prompts, samples `n` completions each with the behaviour, and scores them.
+    """Takes the next prompts, samples `n` completions each with the behaviour at temperature 1, and scores them.
 
     Args:
         reference: the frozen model of the KL term.
-        sampling: max_new_tokens, temperature, top_k, top_p.
+        max_new_tokens: longest completion.
     """
 
     def __init__(
@@ -125,28 +123,26 @@ class RolloutSource(Source):
         prompts_per_batch: int,
         n: int,
         order: Rng,
-        sampling: Mapping[str, Any],
+        max_new_tokens: int,
     ):
         self.prompts = Epochs(_PromptSet(prompts), prompts_per_batch, order)
-        self.purpose, self.reference, self.n, self.sampling = purpose, reference, n, dict(sampling)
+        self.purpose, self.reference, self.n, self.max_new_tokens = purpose, reference, n, max_new_tokens
 
     def next(self, behaviour: Callable[[], Product], rng: Rng) -> Rollouts:
         policy = behaviour()
         assert isinstance(policy, LanguagePolicy)
         prompts = self.prompts.next(behaviour, rng)
         device = policy.model.device
-        completions = policy.generate(prompts, n=self.n, rng=rng.torch(device), **self.sampling)
+        completions = policy.generate(prompts, n=self.n, rng=rng.torch(device), max_new_tokens=self.max_new_tokens)
         sequences = Sequences(completions.tokens, completions.lengths, completions.boundaries).to(device)
         with torch.no_grad():
             reference = sequence_log_probs(self.reference, sequences)
-        plain = self.sampling.get("temperature", 1.0) == 1.0 and not self.sampling.get("top_k")
         return Rollouts(
             sequences,
             completions.log_probs.to(device),
             reference,
             scores(self.purpose, completions, policy.model.tokenizer).to(device),
             torch.arange(len(prompts), device=device).repeat_interleave(self.n),
-            raw=plain and self.sampling.get("top_p", 1.0) == 1.0,
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int | float]]:

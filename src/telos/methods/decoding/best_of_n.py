@@ -6,7 +6,6 @@ Stiennon et al. 2020 (arXiv 2009.01325). For distinct scores KL(best-of-n || pol
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator as Steps
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,11 +64,6 @@ class BestOfN(Method):
 
     def source(self, spec: Spec) -> Source:
         raise TelosError("best_of_n trains nothing", fix="call fit without steps")
-
-
-def kl_bound(n: int) -> float:
-    """log n - (n - 1) / n nats: the KL of best-of-n to its policy, for distinct scores and spread-out policies."""
-    return math.log(n) - (n - 1) / n
 
 
 class BestOf(Generator):

@@ -15,8 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from telos.core.errors import TelosError
 from telos.core.method import Accumulator, Learner, Method, Metrics, Spec, split
 from telos.core.rng import Rng
@@ -45,7 +43,7 @@ BASELINE = {
 
 @dataclass(frozen=True)
 class RLOO(Method):
-    """REINFORCE leave-one-out.
+    """REINFORCE leave-one-out. Samples are drawn at temperature 1, from the policy that the loss is about.
 
     Given: model, purpose (a Scorer or a function of (prompts, completions)), reference (default: the model as it was).
     """
@@ -67,15 +65,13 @@ class RLOO(Method):
     """Clip of the global gradient norm. Ours."""
     max_new_tokens: int = 64
     """Longest completion. Paper: 53 (TL;DR)."""
-    temperature: float = 1.0
-    """Of sampling; the log-probs in the loss are those of temperature 1. Paper: 0.75 (evaluation)."""
 
     def __post_init__(self) -> None:
-        if self.beta < 0 or self.samples_per_prompt < 2 or self.temperature <= 0:
+        if self.beta < 0 or self.samples_per_prompt < 2:
             raise TelosError(
-                "beta, samples_per_prompt or temperature is out of range",
-                expected="beta >= 0, samples_per_prompt >= 2, temperature > 0",
-                got=f"beta={self.beta}, samples_per_prompt={self.samples_per_prompt}, temperature={self.temperature}",
+                "beta or samples_per_prompt is out of range",
+                expected="beta >= 0, samples_per_prompt >= 2",
+                got=f"beta={self.beta}, samples_per_prompt={self.samples_per_prompt}",
             )
 
     def prepare(self, spec: Spec) -> Spec:
@@ -93,7 +89,7 @@ class RLOO(Method):
             prompts_per_batch=self.prompts_per_batch,
             n=self.samples_per_prompt,
             order=spec.rng.at("order"),
-            sampling={"max_new_tokens": self.max_new_tokens, "temperature": self.temperature},
+            max_new_tokens=self.max_new_tokens,
         )
 
 
@@ -111,19 +107,12 @@ class RLOOLearner(Learner):
     def update(self, batch: Rollouts, rng: Rng, micro: int = 1) -> Metrics:
         beta, n = self.method.beta, self.method.samples_per_prompt
         sums = Accumulator()
-        # The advantage needs the whole group, so the KL of every sample is taken from the sampler where it may be.
-        if batch.raw:
-            log_probs = batch.sampler_log_probs.sum(-1)
-        else:
-            with torch.no_grad():
-                log_probs = torch.cat([token_log_probs(self.model, p.sequences).sum(-1) for p in split(batch, micro)])
-        kl = log_probs - batch.reference
+        kl = batch.sampler_log_probs.sum(-1) - batch.reference
         advantages = leave_one_out((batch.rewards - beta * kl).view(-1, n)).flatten()
         parts = split(batch, micro)
         for part, advantage in zip(parts, advantages.tensor_split(len(parts)), strict=True):
             tokens = token_log_probs(self.model, part.sequences)
-            if batch.raw:
-                first_ratio(tokens, part.sampler_log_probs, part.sequences.mask)
+            first_ratio(tokens, part.sampler_log_probs, part.sequences.mask)
             sums.add(*reinforce(tokens.sum(-1), advantage))
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, self.method.warmup_steps, self.method.max_grad_norm)

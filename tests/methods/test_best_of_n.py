@@ -79,9 +79,7 @@ def test_expected_maximum_and_kl_of_an_enumerable_policy(n):
     texts = BestOf(Die(), lambda p, c: [float(t) for t in c], n).generate(["x"], n=draws, rng=rng("die", n)).texts
     assert abs(np.mean([int(t) for t in texts]) - mean) < 4 * sd / math.sqrt(draws)
     kl = float((exact * np.log(np.maximum(exact, 1e-300) * faces)).sum())
-    assert kl <= best_of_n_kl(n) and kl == pytest.approx(
-        best_of_n_kl(n), abs=0.05
-    )
+    assert kl <= best_of_n_kl(n) and kl == pytest.approx(best_of_n_kl(n), abs=0.05)
     assert best_of_n_kl(1) == 0 and best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
 
 
@@ -121,3 +119,18 @@ def test_saving_needs_a_reward_model_and_errors_are_named(tmp_path):
     drawn = policy.generate(["topic1"], n=12, rng=rng("d"), max_new_tokens=8)
     values = scorer.score(drawn.prompts, [" " + t for t in drawn.texts]).view(4, 3)
     assert one.texts == [drawn.texts[3 * i + int(values[i].argmax())] for i in range(4)]
+
+
+def test_of_a_function_in_a_file_the_name_is_saved_and_asked_for_again(tmp_path):
+    from telos.purposes import resolve
+
+    (tmp_path / "mine.py").write_text("def longest(prompts, completions):\n    return [len(c) for c in completions]\n")
+    purpose = resolve(f"{tmp_path / 'mine.py'}:longest")
+    best = BestOfN(n=3).fit(model="telos:tiny", purpose=purpose)
+    loaded = load_product(best.save(tmp_path / "best"))
+    with pytest.raises(TelosError, match="needs its purpose again") as caught:
+        loaded.generate(["topic1"], rng=Rng(1000).torch(), max_new_tokens=4)
+    assert "mine.py" in str(caught.value)
+    loaded.purpose = purpose
+    drawn = [b.generate(["topic1"], rng=Rng(1000).torch(), max_new_tokens=4).texts for b in (best, loaded)]
+    assert drawn[0] == drawn[1]

@@ -30,7 +30,7 @@ from telos.worlds import tiny_sent
 
 BAND = (3.0, 10.0)
 NEW_TOKENS = 21
-STEPS = 100
+STEPS = 80
 EVERY = 10
 EVALUATION_SAMPLES = 512
 
@@ -145,15 +145,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def arms() -> dict[str, Arm]:
-    """Four settings for each trained method that has one; the same steps, batch and tuning effort."""
+    """Three settings for DPO and for RL; the same steps, checkpoints and tuning effort."""
     found: dict[str, Arm] = {}
-    for beta in (0.05, 0.1, 0.3, 1.0):
+    for beta in (0.05, 0.1, 0.3):
         method = use("dpo", beta=beta, learning_rate=3e-4, warmup_steps=0, batch_size=48)
         found[f"dpo_{beta}"] = Arm(on_pairs, {"method": method}, label=f"DPO beta={beta}", group="dpo")
-    for beta in (0.02, 0.05, 0.1, 0.3):
+    for beta in (0.02, 0.05, 0.1):
         method = use("rloo", beta=beta, learning_rate=2e-4, max_new_tokens=NEW_TOKENS)
         found[f"rloo_{beta}"] = Arm(on_reward_model, {"method": method}, label=f"RM + RLOO beta={beta}", group="rloo")
-    for rate in (3e-4, 1e-3, 3e-3):
+    for rate in (3e-4, 1e-3):
         method = use("sft", learning_rate=rate, batch_size=48)
         found[f"sft_{rate}"] = Arm(on_pairs, {"method": method}, label=f"Preferred-FT lr={rate}", group="sft")
     for n in (4, 16):
@@ -163,8 +163,8 @@ def arms() -> dict[str, Arm]:
 
 CLAIMS = {
     "laptop": Claim(
-        statement="Fitted to the same noisy pairs, DPO reaches at least as much gold reward at equal KL (3 to 10 nats) "
-        "as RL on a learned reward model, and more than best-of-4 and fine-tuning on the chosen texts.",
+        statement="Fitted to the same noisy pairs, DPO reaches more gold reward at equal KL (3 to 10 nats) than RL on "
+        "a learned reward model, than best-of-4 and than fine-tuning on the chosen texts.",
         source="Figure 2, left",
         world="TinySent: 20k generated sentences, 0.1 M-parameter model, 8k noisy pairs",
         parts=(
@@ -179,23 +179,24 @@ CLAIMS = {
             "frontier": "mean over KL budgets of 3 to 10 nats of the best gold reached within the budget, over all "
             "logged checkpoints of all settings; flat beyond the furthest",
             "furthest": "largest KL that any checkpoint of the method has, nats",
-            "gold": "gold reward of 512 samples after the last step",
-            "kl": "KL to the reference of the same samples, nats",
+            "gold": "gold reward, mean of 512 samples",
+            "kl": "KL to the reference on the same samples, nats",
         },
         minutes=6,
         derive=frontiers,
         plot=draw,
         notes=(
             "The paper compares with PPO; here RLOO stands for RL on a learned reward model (dossier: PPO or RLOO).",
-            "RLOO's KL coefficients are 0.02 to 0.3 instead of the dossier's 0.05 to 1: with 1 it stays below 1.3 "
-            "nats, outside the band, so the lower range favours the baseline. DPO has the dossier's 0.05 to 1.",
-            "DPO and RLOO have 4 settings of 100 updates with 10 checkpoints each, Preferred-FT 3. Learning rates are "
+            "The paper says that DPO's frontier dominates, so the margin is 0; the dossier expects 'at least equal'.",
+            "Of the dossier's beta of 0.05 to 1, 1 is left out: it stays below 3 nats, outside the band. RLOO's "
+            "coefficients are 0.02 to 0.1, because larger ones stay outside the band, too.",
+            "DPO and RLOO have 3 settings of 80 updates with 8 checkpoints each, Preferred-FT 2. Learning rates are "
             "the dossier's prototype's (DPO 3e-4, RLOO 2e-4), the reward model has the pre-training's 1e-3. "
-            "RLOO also samples 6,400 fresh completions, which DPO does not.",
+            "RLOO also samples 5,120 fresh completions, which DPO does not.",
             "The best over checkpoints is taken from the samples that score it: the same small bias for DPO and RLOO.",
             "Best-of-n selects by gold itself, which no learner sees: it favours that baseline.",
             "The world was tuned in a prototype (dossier). Developed on seeds 1000 and 1001; after a review and "
-            "before any measured seed, checkpoints went from every 25 steps to every 10, Preferred-FT got 3 rates.",
+            "before any measured seed, checkpoints went from every 25 steps to every 10.",
             "The paper's comparison with RL on the true reward is not made: the dossier expects an online run with "
             "gold to do better here.",
         ),

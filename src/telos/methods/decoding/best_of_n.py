@@ -7,6 +7,7 @@ Stiennon et al. 2020 (arXiv 2009.01325). For distinct scores KL(best-of-n || pol
 from __future__ import annotations
 
 from collections.abc import Generator as Steps
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -66,8 +67,26 @@ class BestOfN(Method):
         raise TelosError("best_of_n trains nothing", fix="call fit without steps")
 
 
+class NamedPurpose:
+    """The place of a user's function in a loaded product: only its name was saved."""
+
+    def __init__(self, origin: str):
+        self.origin = origin
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Any:
+        raise TelosError(
+            "this best-of-n needs its purpose again",
+            expected=self.origin,
+            fix="product.purpose = telos.purposes.resolve('file.py:function')",
+        )
+
+
 class BestOf(Generator):
-    """A policy whose answers are the best of n by a purpose. Saved with its scorer; a function cannot be saved."""
+    """A policy whose answers are the best of n by a purpose.
+
+    Saved with its scorer. Of a function in a user's file only the name is saved, and it is asked for again on load;
+    any other function cannot be saved.
+    """
 
     def __init__(self, policy: LanguagePolicy, purpose: Purpose, n: int):
         super().__init__()
@@ -81,21 +100,30 @@ class BestOf(Generator):
         return self.policy.probe()
 
     def write(self, folder: Path) -> None:
-        if not isinstance(self.purpose, RewardScorer):
+        origin = getattr(self.purpose, "origin", None)
+        parts: dict[str, Product] = {"policy": self.policy}
+        if isinstance(self.purpose, RewardScorer):
+            parts["scorer"], origin = self.purpose, None
+        elif origin is None:
             raise TelosError(
                 "this best-of-n uses a function as its purpose, which cannot be saved",
-                expected="a saved reward model",
+                expected="a reward model, or telos.purposes.resolve('file.py:function')",
                 fix="save the model alone and call telos.BestOfN(...).fit(model=..., purpose=...) again",
             )
-        for name, part in (("policy", self.policy), ("scorer", self.purpose)):
+        for name, part in parts.items():
             (folder / name).mkdir()
             part.write(folder / name)
-        header = {"kind": type(self).__name__, "config": self.config(), "provenance": self.provenance}
-        write_json(folder / "config.json", header)
+        config = {**self.config(), "purpose": origin}
+        write_json(
+            folder / "config.json",
+            {"kind": type(self).__name__, "config": config, "provenance": self.provenance},
+        )
 
     @classmethod
     def read(cls, folder: Path, header: dict[str, Any]) -> Self:
-        product = cls(load_product(folder / "policy"), load_product(folder / "scorer"), header["config"]["n"])
+        origin = header["config"]["purpose"]
+        purpose = load_product(folder / "scorer") if origin is None else NamedPurpose(origin)
+        product = cls(load_product(folder / "policy"), purpose, header["config"]["n"])
         product.provenance = header["provenance"]
         return product
 

@@ -49,8 +49,8 @@ PAPER = {
     "product": "Generator",
     "data": "preference pairs",
     "summary": "Turns preference pairs into a policy with one logistic loss on log-ratios to a frozen reference.",
-    "claim": "At equal KL to the reference, DPO earns at least the gold reward of RL on a learned reward model, "
-    "and more than best-of-4 and fine-tuning on the chosen texts.",
+    "claim": "At equal KL to the reference, DPO earns more gold reward than RL on a learned reward model, than "
+    "best-of-4 and than fine-tuning on the chosen texts.",
     "paper_claim": {
         "where": "Figure 2, left (IMDb sentiment)",
         "text": "DPO's frontier of reward against KL lies above PPO's, and above that of PPO with the true reward.",

@@ -1,7 +1,7 @@
 """Worker: DPO updates of telos on 32 pairs each; reference log-probs were computed beforehand, as for the peer."""
 
 import telos
-from pairs import BATCH, BATCHES, BETA, LEARNING_RATE, model_folder, rows
+from pairs import BATCH, BATCHES, BETA, LEARNING_RATE, WARM, model_folder, rows
 from serve import serve
 from telos.core.fit import resolve_device
 from telos.core.method import Spec
@@ -25,5 +25,5 @@ def work(updates: int = BATCHES) -> None:
         done += 1
 
 
-work(2)
+work(WARM)
 serve(work)

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS, BATCH, BATCHES, LEARNING_RATE, BETA = 2048, 32, 10, 1e-5, 0.1
+WORDS, BATCH, BATCHES, WARM, LEARNING_RATE, BETA = 2048, 32, 5, 2, 1e-5, 0.1
 
 
 def rows() -> list[dict[str, str]]:

@@ -47,7 +47,7 @@ PAIRS = {
     "td3_bc": Pair(("offline.py", "td3_bc"), "d3rlpy", ("peer_d3rlpy.py", "td3_bc"), OFFLINE, "updates", 100, 2.0),
     "dpo": Pair(
         ("dpo.py",), "trl", ("peer_trl.py",), "Llama of 4.2 M parameters, 32 pairs, lengths of real dialogues",
-        "pairs", 320, 1.5,
+        "pairs", 160, 1.5,
     ),
 }  # fmt: skip
 

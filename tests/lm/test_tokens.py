@@ -56,7 +56,7 @@ def test_a_boundary_inside_a_token_names_the_record_and_separate_goes_on():
     model = bpe_model()
     assert ids(model, "the cat") != ids(model, "the c") + ids(model, "at")
     data = Preferences(["the cat", "the c"], [" sat", "at"], [" on", "at sat"], origin="pairs.jsonl")
-    with pytest.raises(TelosError, match=r"pairs\.jsonl, record 1: the boundary .* inside a token"):
+    with pytest.raises(TelosError, match=r"pairs\.jsonl, record 2: the boundary .* inside a token"):
         tokenise(model, data)
     prompt, (chosen, rejected) = group(tokenise(model, data, boundary="separate"), 1)
     assert prompt == [BOS, *ids(model, "the c")]
@@ -207,13 +207,13 @@ def test_implicit_conversation_finds_the_same_boundary():
 def test_templates_that_rewrite_or_are_missing_and_mixed_forms_are_errors():
     rewriting = "{% for m in messages %}<{{ messages | length }}>{{ m['content'] }}{% endfor %}"
     data = Preferences([[user("the cat")]], [[assistant("sat")]], [[assistant("on")]], origin="chat.jsonl")
-    with pytest.raises(TelosError, match=r"chat\.jsonl, record 0: the chat template rewrites the prompt"):
+    with pytest.raises(TelosError, match=r"chat\.jsonl, record 1: the chat template rewrites the prompt"):
         tokenise(bpe_model(rewriting), data)
     with pytest.raises(TelosError, match="no chat template"):
         tokenise(bpe_model(), data)
     with pytest.raises(TelosError, match="no chat template"):
         tokenise_prompts(bpe_model(), [[user("the cat")]], 4)
-    with pytest.raises(TelosError, match="record 0: prompt and completion differ in form"):
+    with pytest.raises(TelosError, match="record 1: prompt and completion differ in form"):
         tokenise(bpe_model(TEMPLATE), Demonstrations(["the cat"], [[assistant("sat")]]))
     with pytest.raises(TelosError, match="plain texts and conversations are mixed"):
         tokenise(bpe_model(TEMPLATE), Demonstrations(["a", [user("b")]], ["c", [assistant("d")]]))

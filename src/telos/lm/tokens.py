@@ -213,18 +213,18 @@ def encode_pairs(
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if isinstance(prompt, str) != isinstance(completion, str):
             raise TelosError(
-                f"{where}, record {row}: prompt and completion differ in form",
+                f"{where}, record {row + 1}: prompt and completion differ in form",
                 expected="both plain text, or both messages",
             )
         if isinstance(prompt, str) and isinstance(completion, str):
             heads.append(prompt)
             wholes.append(prompt + completion)
         else:
-            head = template(model, list(prompt), f"{where}, record {row}", add_generation_prompt=True)  # type: ignore[arg-type]
-            whole = template(model, [*prompt, *completion], f"{where}, record {row}")  # type: ignore[misc]
+            head = template(model, list(prompt), f"{where}, record {row + 1}", add_generation_prompt=True)  # type: ignore[arg-type]
+            whole = template(model, [*prompt, *completion], f"{where}, record {row + 1}")  # type: ignore[misc]
             if not whole.startswith(head):
                 raise TelosError(
-                    f"{where}, record {row}: the chat template rewrites the prompt when the answer follows",
+                    f"{where}, record {row + 1}: the chat template rewrites the prompt when the answer follows",
                     expected="a template in which the prompt is a prefix",
                     fix="use a template for training (without stripping earlier turns)",
                 )
@@ -239,7 +239,7 @@ def encode_pairs(
     for row, (head, whole) in enumerate(zip(head_ids, encode(model, wholes, special), strict=True)):
         if whole[: len(head)] != head:
             raise TelosError(
-                f"{where}, record {row}: the boundary between prompt and completion lies inside a token",
+                f"{where}, record {row + 1}: the boundary between prompt and completion lies inside a token",
                 expected="a prompt whose tokens begin those of prompt + completion",
                 got=f"...{heads[row][-20:]!r} + {wholes[row][len(heads[row]) :][:20]!r}",
                 fix="move a trailing space from the prompt to the completion, or set boundary='separate'",
@@ -255,7 +255,7 @@ def encode_implicit(model: LanguageModel, texts: Sequence[Sequence[Text]], where
     for row, group in enumerate(texts):
         for text in group:
             chat = chat or not isinstance(text, str)
-            plain.append(text if isinstance(text, str) else template(model, text, f"{where}, record {row}"))
+            plain.append(text if isinstance(text, str) else template(model, text, f"{where}, record {row + 1}"))
     ids = iter(encode(model, plain, special=not chat))
     return [[close(next(ids), model.eos_id, chat) for _ in group] for group in texts]
 

@@ -256,3 +256,12 @@ def test_an_error_of_a_learner_is_its_own_unless_nan_is_behind_it():
         TwoStages(fails="always").fit(DATA, steps=3, device="cpu")
     with pytest.raises(HealthError, match=r"policy\.net.* holds nan"):
         TwoStages(fails="with nan").fit(DATA, steps=3, device="cpu")
+
+
+def test_resume_says_when_the_numerical_path_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    killed(BC, DATA, 10, steps=20, out=tmp_path / "run", checkpoint_every=5)
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    header["path"]["torch"] = "0.1"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(header))
+    fit(out=tmp_path / "run", resume=True)
+    assert "torch changed since" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import importlib
 import json
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -196,6 +197,10 @@ class Run:
                     fix="restore the purpose, or start a new run",
                 )
             torch.set_num_threads(before["path"]["threads"])
+            differs = [k for k, v in before["path"].items() if k != "threads" and v != header["path"][k]]
+            if differs:
+                changed = " and ".join(differs)
+                print(f"{self.out}: {changed} changed since; it goes on, but not bit for bit", file=sys.stderr)
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise TelosError(
                 f"{self.out} is not empty",

@@ -189,7 +189,8 @@ CLAIMS = {
             "The paper compares with PPO; here RLOO stands for RL on a learned reward model (dossier: PPO or RLOO).",
             "The paper says that DPO's frontier dominates, so the margin is 0; the dossier expects 'at least equal'.",
             "Of the dossier's beta of 0.05 to 1, 1 is left out: it stays below 3 nats, outside the band. RLOO's "
-            "coefficients are 0.02 to 0.1, because larger ones stay outside the band, too.",
+            "coefficients are 0.02 to 0.1: with 1 it stays below 1.3 nats, with 0.3 it ends at 3 to 4, where the "
+            "smaller ones have points, too.",
             "DPO and RLOO have 3 settings of 80 updates with 8 checkpoints each, Preferred-FT 2. Learning rates are "
             "the dossier's prototype's (DPO 3e-4, RLOO 2e-4), the reward model has the pre-training's 1e-3. "
             "RLOO also samples 5,120 fresh completions, which DPO does not.",

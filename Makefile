@@ -20,7 +20,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e ".[lm,adapters,rl,mujoco,plots,test]"
+	$(PIP) -e ".[lm,adapters,rl,mujoco,robots,purposes,plots,test]"
 	@touch $@
 
 demo: $(VENV)/.demo

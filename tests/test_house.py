@@ -140,7 +140,7 @@ def test_the_catalogue_loads_no_torch(code: str):
 
 
 def test_the_bundled_data_are_there():
-    tiny = PACKAGE / "lm" / "tiny"
+    tiny = PACKAGE / "lm" / "bundled" / "tiny"
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         assert (tiny / name).stat().st_size > 0
     rows = json.loads((PACKAGE / "planned.json").read_text())

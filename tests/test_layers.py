@@ -32,6 +32,7 @@ EXCEPTIONS = {
     ("data/rl_formats.py", "telos.core.products"): "inside load_gym: the saved policy that records",
     ("core/fit.py", "telos.purposes"): "by name, inside fit: a purpose that is given as text",
     ("__init__.py", "telos.core.fit"): "the package's names, all of them lazy",
+    ("__init__.py", "telos.core.online"): "as above",
     ("__init__.py", "telos.core.products"): "as above",
     ("__init__.py", "telos.core.registry"): "as above",
     ("__init__.py", "telos.data.formats"): "as above",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from telos.core.fit import resume as resume
+    from telos.core.online import load_online as load_online
     from telos.core.products import load_product as load_product
     from telos.data.formats import load as load
     from telos.judge.evaluate import evaluate as evaluate
@@ -16,11 +17,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "telos.data.formats",
     "load_product": "telos.core.products",
+    "load_online": "telos.core.online",
     "resume": "telos.core.fit",
     "evaluate": "telos.judge.evaluate",
     "use": "telos.core.registry",
     "TelosError": "telos.core.errors",
     "Transitions": "telos.data.records",
+    "LoggedBandit": "telos.data.records",
     "Preferences": "telos.data.records",
     "Demonstrations": "telos.data.records",
     "Prompts": "telos.data.records",

@@ -3,12 +3,18 @@
 import pytest
 import torch
 
-from telos.claims.dpo import BAND, CLAIMS, NEW_TOKENS, frontiers, measure, pairs, reference, staircase
+from telos.claims.dpo import BAND, CLAIMS, NEW_TOKENS, SCENE, compared, pairs
 from telos.core.rng import Rng
 from telos.judge.claim import Trial
+from telos.judge.language import staircase as over_band
 from telos.judge.verdict import judge_parts
 from telos.lm.products import LanguagePolicy
 from telos.worlds import tiny_sent
+
+
+def staircase(points):
+    return over_band(points, BAND)
+
 
 START = tiny_sent.mean_gold()
 CLAIM = CLAIMS["laptop"]
@@ -43,7 +49,7 @@ def test_frontiers_pool_the_settings_of_a_method():
     measures["dpo_0.05"] = {"points": [point(1.0, 2.0)]}
     measures["dpo_0.3"] = {"points": [point(6.5, 4.0)]}
     measures["rloo_0.1"] = {"points": [point(2.0, 1.0), point(3.0, 3.0)]}
-    found = frontiers(measures)
+    found = compared(measures)
     assert set(found) == {"dpo", "rloo", "sft", "best_of_4", "best_of_16"}
     assert found["dpo"]["frontier"] == pytest.approx((14 * 2 + 15 * 4) / 29)
     assert found["rloo"]["frontier"] == pytest.approx(3.0) and found["sft"]["frontier"] == pytest.approx(START)
@@ -89,9 +95,9 @@ def test_pairs_are_shared_noisy_and_from_the_reference():
 
 def test_the_reference_has_no_kl_and_the_gold_of_the_corpus():
     trial = Trial(1000)
-    found = measure(trial, LanguagePolicy(reference()))
+    found = SCENE.measure(trial, LanguagePolicy(SCENE.reference))
     assert abs(found["kl"]) < 1e-4 and found["gold"] == pytest.approx(START, abs=0.5)
-    assert measure(trial, LanguagePolicy(reference())) == found
+    assert SCENE.measure(trial, LanguagePolicy(SCENE.reference)) == found
 
     # Samples of the reference, said to be 0.25 nats likelier under their policy than they are under the reference.
     class Shifted(LanguagePolicy):
@@ -100,7 +106,7 @@ def test_the_reference_has_no_kl_and_the_gold_of_the_corpus():
             drawn.log_probs[torch.arange(len(prompts)), drawn.boundaries] += 0.25
             return drawn
 
-    assert measure(trial, Shifted(reference()))["kl"] == pytest.approx(0.25, abs=1e-4)
+    assert SCENE.measure(trial, Shifted(SCENE.reference))["kl"] == pytest.approx(0.25, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["dpo_0.1", "rloo_0.1", "sft_0.001", "best_of_4"])
@@ -110,12 +116,12 @@ def test_each_kind_of_arm_runs_and_starts_from_the_reference(name):
     assert found["points"] and found["gold"] == found["points"][-1]["gold"]
     if name != "best_of_4":
         assert found["points"][-1]["step"] == 20.0 and 0 <= abs(found["kl"]) < 20
-    assert all(not p.requires_grad for p in reference().network.parameters())
+    assert all(not p.requires_grad for p in SCENE.reference.network.parameters())
 
 
 def test_training_an_arm_leaves_the_reference_alone():
-    before = [p.clone() for p in reference().network.parameters()]
+    before = [p.clone() for p in SCENE.reference.network.parameters()]
     arm = CLAIM.arms["sft_0.001"]
     arm.run(Trial(1001, "quick"), **arm.options)
-    assert all(torch.equal(a, b) for a, b in zip(before, reference().network.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, SCENE.reference.network.parameters(), strict=True))
     assert Rng(1001).integer() == Trial(1001).rng.integer()

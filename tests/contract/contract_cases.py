@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from telos.core.errors import TelosError
@@ -21,7 +22,7 @@ from telos.core.method import Learner, Method, Source, Spec
 from telos.core.products import Product
 from telos.core.registry import class_slug, entries
 from telos.core.rng import Rng
-from telos.data.records import Box, Demonstrations, Discrete, Preferences, Prompts, Rankings, Transitions
+from telos.data.records import Box, Demonstrations, Discrete, LoggedBandit, Preferences, Prompts, Rankings, Transitions
 
 STEPS = 8
 COUNT = 21
@@ -29,13 +30,17 @@ COUNT = 21
 
 SMALL: dict[str, Any] = {
     "batch_size": 10,
+    "chain": 5,
+    "heads": 2,
     "hidden": (16, 16),
+    "layers": 2,
     "learning_rate": 1e-3,
     "max_new_tokens": 4,
     "n": 3,
     "prompts_per_batch": 5,
     "samples_per_prompt": 2,
     "warmup_steps": 0,
+    "width": 12,
 }
 """Options that are made small where a method has them."""
 
@@ -78,6 +83,22 @@ def transitions(discrete: bool = False) -> Transitions:
     )
 
 
+def decisions() -> LoggedBandit:
+    """300 decisions between 4 actions, of which some are not allowed, with rewards of 0 and 1."""
+    rng = Rng(11).at("world").numpy()
+    contexts = rng.normal(size=(300, 3))
+    allowed = rng.random((300, 4)) < 0.7
+    actions = rng.integers(4, size=300)
+    allowed[range(300), actions] = True
+    return LoggedBandit.validated(
+        contexts=contexts,
+        actions=actions,
+        rewards=rng.random(300) < 1 / (1 + np.exp(-contexts[:, 0] - actions + 1.5)),
+        allowed=allowed,
+        propensities=1 / allowed.sum(-1),
+    )
+
+
 def prompts() -> list[str]:
     """Topics of the bundled model's world, some with one or two words more."""
     return [f"topic{i % 8}" + " word2" * (i % 3) for i in range(COUNT)]
@@ -92,6 +113,7 @@ def texts(good: int, first: str = "word3") -> list[str]:
 MODEL = {"model": "telos:tiny"}
 WORLDS: dict[type | None, list[World]] = {
     Transitions: [World("continuous", transitions), World("discrete", lambda: transitions(discrete=True), {}, True)],
+    LoggedBandit: [World("decisions", decisions)],
     Preferences: [World("pairs", lambda: Preferences(prompts(), texts(2), texts(0)), MODEL)],
     Rankings: [World("rankings", lambda: Rankings(prompts(), list(zip(texts(2), texts(1), texts(0)))), MODEL)],
     Demonstrations: [World("texts", lambda: Demonstrations(prompts(), texts(1)), MODEL)],

@@ -231,7 +231,7 @@ BROKEN = {
     "empty prompt": ("a.jsonl", [{"prompt": " "}], None, ["line 1", "'prompt' is empty"]),
     "unpaired": ("a.jsonl", [{"prompt": "x", "completion": "y", "label": False}], None, ["line 1", "'label'"]),
     "texts as transitions": ("a.jsonl", [PAIR], Transitions, ["holds texts", "expected: Transitions"]),
-    "unknown suffix": ("a.csv", b"x", None, ["unknown suffix '.csv'", ".jsonl"]),
+    "unknown suffix": ("a.tsv", b"x", None, ["unknown suffix '.tsv'", ".jsonl"]),
 }
 
 

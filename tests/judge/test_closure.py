@@ -67,8 +67,8 @@ def test_methods_reached_by_name_are_followed(monkeypatch, tmp_path, code):
 
 def test_bundled_data_counts():
     found = closure(["telos.lm.model"])
-    assert found["lm/tiny/model.safetensors"] == PACKAGE / "lm" / "tiny" / "model.safetensors"
-    assert not any(name.startswith("lm/tiny") for name in closure(["telos.core.rng"]))
+    assert found["lm/bundled/tiny/model.safetensors"] == PACKAGE / "lm" / "bundled" / "tiny" / "model.safetensors"
+    assert not any(name.startswith("lm/bundled/tiny") for name in closure(["telos.core.rng"]))
 
 
 def test_unknown_modules_are_refused():

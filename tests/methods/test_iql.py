@@ -77,7 +77,7 @@ def test_losses_are_the_equations_with_terminated_rows_only_cut():
     q = mine.critic(data.observations, data.actions)
     advantages = q.amin(0) - mine.value(data.observations)[:, 0]
     weights = torch.exp(3 * advantages).clamp(max=100)
-    log_probs = mine.policy.log_prob(data.observations, data.actions)
+    log_probs = mine.policy.log_likelihood(data.observations, data.actions)
     losses = mine.losses(data)
     assert torch.isclose(losses["critic_loss"], (q - targets).square().sum(), rtol=1e-5)
     expected = (torch.where(advantages < 0, 0.3, 0.7) * advantages.square()).sum()

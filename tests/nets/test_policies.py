@@ -95,7 +95,7 @@ def test_gaussian_log_prob_is_a_normal_density_of_raw_actions():
     mean, log_std = policy(states)
     half, centre = torch.tensor([2.0, 0.25]), torch.tensor([0.0, 0.25])
     normal = torch.distributions.Normal(centre + half * mean, half * log_std.exp())
-    assert torch.allclose(policy.log_prob(states, actions), normal.log_prob(actions).sum(-1), atol=1e-5)
+    assert torch.allclose(policy.log_likelihood(states, actions), normal.log_prob(actions).sum(-1), atol=1e-5)
 
 
 def test_gaussian_reports_the_log_prob_of_the_action_it_returns():
@@ -128,6 +128,28 @@ def test_categorical_draws_with_its_probabilities_and_never_what_is_masked():
     masked = policy.act(obs, mask=mask, explore=True, rng=Rng(18).torch()).action
     assert (masked != 0).all() and abs((masked == 1).float().mean().item() - 0.6) < 0.015
     assert policy.act(obs[:1], mask=mask[:1]).action.item() == 1
+
+
+def test_log_prob_takes_raw_observations_and_given_actions():
+    rng = Rng(19).torch()
+    obs = 5 + 3 * torch.randn(40, 2, generator=rng)
+    gaussian = GaussianPolicy(2, LOW, HIGH, (8,), rng=rng)
+    categorical = CategoricalPolicy(2, 3, (8,), rng=rng)
+    for policy in (gaussian, categorical):
+        policy.normaliser = Normaliser.fitted(obs)
+        act = policy.act(obs, explore=True, rng=rng)
+        assert act.log_prob is not None
+        assert torch.allclose(policy.log_prob(obs, act.action), act.log_prob, atol=1e-5)
+        assert torch.allclose(policy.log_prob(obs[0], act.action[0]), act.log_prob[0], atol=1e-5)
+    shares = categorical.probabilities(obs)
+    assert torch.allclose(shares.sum(-1), torch.ones(40)) and categorical.probabilities(obs[3]).shape == (3,)
+    assert torch.allclose(shares[:, 1].log(), categorical.log_prob(obs, torch.ones(40)), atol=1e-6)
+    mask = torch.tensor([True, True, False]).expand(40, 3)
+    masked = categorical.probabilities(obs, mask)
+    assert torch.allclose(masked[:, :2], shares[:, :2] / shares[:, :2].sum(-1, keepdim=True), atol=1e-6)
+    assert (categorical.log_prob(obs, torch.full((40,), 2), mask=mask) == -math.inf).all()
+    with pytest.raises(TelosError, match="no action probabilities"):
+        DeterministicPolicy(2, LOW, HIGH, (8,)).log_prob(obs, torch.zeros(40, 2))
 
 
 def data(space: Box | Discrete) -> Transitions:

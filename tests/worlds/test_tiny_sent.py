@@ -12,7 +12,7 @@ from telos.core.errors import TelosError
 from telos.core.rng import Rng
 from telos.worlds import tiny_sent
 
-MODEL = Path(telos.lm.__file__).parent / "tiny"
+MODEL = Path(telos.lm.__file__).parent / "bundled" / "tiny"
 KINDS = {word: kind for kind, group in enumerate(("POSITIVE", "NEGATIVE", "NEUTRAL"))
          for word in getattr(tiny_sent, group)}  # fmt: skip
 WORD_PROBS = tiny_sent.word_probabilities()

@@ -1,4 +1,4 @@
-"""telos eval: a product in an environment, or on preference data."""
+"""telos eval: a product in an environment, on a log of another policy's actions, or on preference data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from telos.core.errors import TelosError
 def run(argv: Sequence[str]) -> None:
     parser = Parser(
         "eval",
-        "A policy: the mean return of whole episodes of --env. A language model: the log-probs of chosen and rejected\n"
-        "texts of --data. A reward model: how often it prefers the chosen text of --data.",
+        "A policy: the mean return of whole episodes of --env, or what it would earn by a log of another policy's\n"
+        "actions, --data (off-policy evaluation). A language model: the log-probs of chosen and rejected texts of\n"
+        "--data. A reward model: how often it prefers the chosen text of --data.",
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a saved product")
     parser.add_argument("--env", metavar="E", help="a registered Gymnasium environment")
     parser.add_argument("--episodes", type=positive, default=10, metavar="N", help="whole episodes (default: 10)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the episodes (default: 0)")
-    parser.add_argument("--data", metavar="D", help="preference pairs, as `telos fit --data` takes them")
+    parser.add_argument("--data", metavar="D", help="preference pairs, or for a policy logged decisions or transitions")
+    parser.add_argument("--discount", type=float, default=0.99, metavar="G", help="of logged episodes (default: 0.99)")
+    parser.add_argument("--clip", type=float, metavar="W", help="the most that an importance weight counts for")
+    parser.add_argument("--greedy", action="store_true", help="on a log: the policy's most probable action only")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
     options = parser.read(argv)
@@ -31,19 +35,71 @@ def run(argv: Sequence[str]) -> None:
     from telos.core.products import Policy, load_product
 
     product = load_product(folder, resolve_device(options.device))
-    wanted = "env" if isinstance(product, Policy) else "data"
-    if getattr(options, wanted) is None:
-        raise TelosError(f"a {type(product).__name__} is measured with --{wanted}", fix=f"add --{wanted}")
-    if wanted == "env":
+    acts = isinstance(product, Policy)
+    env, data = options.env if acts else None, options.data
+    if env is None and data is None:
+        wanted = "--env, or --data for a log of another policy's actions" if acts else "--data"
+        raise TelosError(f"a {type(product).__name__} is measured with {wanted}", fix="add it")
+    if env is not None and data is not None:
+        raise TelosError("telos eval: --env and --data measure a policy in two ways", fix="give one of them")
+    if acts and data is not None:
+        on_log(product, data, options)
+        return
+    if env is not None:
         from telos.judge.evaluate import evaluate
 
-        values = evaluate(product, options.env, episodes=options.episodes, seed=options.seed).to_json()
+        values = evaluate(product, env, episodes=options.episodes, seed=options.seed).to_json()
     else:
-        values = on_pairs(product, options.data)
+        values = on_pairs(product, str(data))
     if options.json:
         print_json(values)
     else:
         show(values)
+
+
+TABLES = (".csv", ".csv.gz", ".parquet")
+"""What holds logged decisions; transitions are in other files and folders."""
+
+
+def on_log(policy: Any, what: str, options: Any) -> None:
+    """Off-policy evaluation: the warnings first, then a line for each estimator."""
+    from telos.data.formats import load
+    from telos.data.records import LoggedBandit, Transitions
+    from telos.judge.off_policy import off_policy
+
+    path, _, query = what.partition("?")
+    bandit = path.endswith(TABLES)
+    # The columns and actions that the policy knows, in its order, unless the user says otherwise.
+    own = {"context": getattr(policy, "context_names", ()), "actions": getattr(policy, "action_names", ())}
+    names: dict[str, Any] = {
+        name: ",".join(value) for name, value in own.items() if bandit and value and f"{name}=" not in query
+    }
+    log: Any = load(what, kind=LoggedBandit if bandit else Transitions, **names)
+    report = off_policy(
+        policy, log, discount=options.discount, clip=options.clip, greedy=options.greedy, seed=options.seed
+    )
+    if options.json:
+        print_json({"data": log.origin, **report.to_json()})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", markup=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("estimator", "value", "95 % interval", "effective n", ""):
+        table.add_column(column, justify="left")
+    for name, estimate in (("as logged", report.logged), *report.estimates.items()):
+        low_high = estimate.interval and f"[{number(estimate.interval.low)}, {number(estimate.interval.high)}]"
+        size = "" if estimate.ess is None else number(estimate.ess)
+        table.add_row(name, number(estimate.value), low_high or "", size, estimate.note)
+    for name, reason in report.skipped.items():
+        table.add_row(name, "-", "", "", reason)
+    console.print(table, markup=False)
+    per = "mean reward of a decision" if bandit else f"return of an episode, discount {number(report.discount or 1)}"
+    clipped = f", {report.support['clipped']:.1%} of weights clipped" if "clipped" in report.support else ""
+    console.print(f"{report.count} {report.unit}: {per}{clipped}", markup=False)
 
 
 def on_pairs(product: Any, what: str) -> dict[str, Any]:

@@ -45,7 +45,10 @@ class RunOptions:
     reference: Text = None
     """The model that a KL or a log-ratio refers to, where there is one; by default the model as it was."""
     purpose: Text = None
-    """What scores completions: a saved reward model, or your file.py:function of (prompts, completions)."""
+    """What scores completions: built in (length, keywords:cat,dog, sentiment, answer, regex:...), a saved reward model,
+    your file.py:function with TRL's signature, or a weighted sum ("0.7*sentiment + 0.3*keywords:cat,dog")."""
+    critic: Text = None
+    """A saved reward model from which a critic starts, where a method has one."""
     env: Text = None
     """The environment to learn in, where a method does."""
     lora: Number = None
@@ -72,7 +75,7 @@ class RunOptions:
     """Print the method's options as JSON and stop."""
 
 
-GIVEN = ("model", "reference", "purpose", "env", "lora")
+GIVEN = ("model", "reference", "purpose", "critic", "env", "lora")
 """What is passed on to the method as it is."""
 
 
@@ -171,7 +174,7 @@ def train(method: Any, name: str, options: RunOptions) -> None:
     if evaluate is not None:
         every = options.evaluate_every or options.steps or 0
     given = {key: value for key in GIVEN if (value := getattr(options, key)) is not None}
-    for key in ("model", "reference", "purpose"):
+    for key in ("model", "reference", "purpose", "critic"):
         # A run that is resumed elsewhere must find its folders again.
         if key in given and Path(given[key]).is_dir():
             given[key] = str(Path(given[key]).absolute())

@@ -319,12 +319,15 @@ class Run:
 
 
 def named(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `fit` was given, with a purpose that is a name turned into what it names."""
-    if not isinstance(given.get("purpose"), str | Path):
+    """What `fit` was given, with a purpose that is a name, or names with weights, turned into what it names."""
+    if given.get("purpose") is None:
         return given
-    # By name, as the registry finds methods: the core imports nothing that lies above it.
-    purposes = importlib.import_module("telos.purposes")
-    return {**given, "purpose": purposes.resolve(str(given["purpose"]))}
+    return {**given, "purpose": purposes().resolve(given["purpose"])}
+
+
+def purposes() -> Any:
+    """telos.purposes by name, as the registry finds methods: the core imports nothing that lies above it."""
+    return importlib.import_module("telos.purposes")
 
 
 def resume(
@@ -351,7 +354,7 @@ def resume(
     given = dict(header["given"])
     if purpose is not None:
         given["purpose"] = purpose
-    elif given.get("purpose") not in (None, "in memory") and not Path(given["purpose"]).is_dir():
+    elif given.get("purpose") not in (None, "in memory") and purposes().named_again(given["purpose"]):
         name, _, _ = given["purpose"].partition(" sha256:")
         raise TelosError(
             f"{out}: the run's purpose, {name}, must be named again",

@@ -192,6 +192,14 @@ class Policy(Product):
             rng: needed where actions are drawn; `explore` adds the method's exploration.
         """
 
+    def log_prob(self, obs: Any, action: Tensor, *, goal: Any = None, mask: Any = None) -> Tensor:
+        """(B,) log-probability or log-density of given actions: what off-policy evaluation needs.
+
+        Raises:
+            TelosError: the policy is deterministic, or its density is not known.
+        """
+        raise TelosError(f"a {type(self).__name__} has no action probabilities")
+
 
 class Generator(Product):
     """Produces texts for prompts."""

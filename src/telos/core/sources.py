@@ -12,7 +12,8 @@ from torch import Tensor
 from telos.core.method import Source
 from telos.core.products import Product
 from telos.core.rng import Rng
-from telos.data.records import Record
+from telos.data.records import Record, Transitions
+from telos.data.windows import Windows, episode_bounds, goal_rows, take_windows, window_rows
 
 
 class Uniform(Source):
@@ -25,6 +26,30 @@ class Uniform(Source):
     def next(self, behaviour: Callable[[], Product], rng: Rng) -> Record:
         index = torch.randint(len(self.data), (self.batch_size,), generator=rng.torch(self.device), device=self.device)
         return self.data[index]
+
+
+class UniformWindows(Source):
+    """Windows of steps with goals from their future, every row equally often the newest; see telos.data.windows.
+
+    Args:
+        length: steps of a window.
+        goal_length: consecutive states of a goal.
+        goals: how goals are drawn, sampler -> probability.
+    """
+
+    def __init__(self, data: Transitions, batch_size: int, length: int, goal_length: int, goals: Mapping[str, float]):
+        self.data, self.batch_size, self.length = data, batch_size, length
+        self.goal_length, self.goals = goal_length, dict(goals)
+        self.first, self.last = episode_bounds(data)
+
+    def next(self, behaviour: Callable[[], Product], rng: Rng) -> Windows:
+        device = self.first.device
+        generator = rng.torch(device)
+        newest = torch.randint(len(self.data), (self.batch_size,), generator=generator, device=device)
+        draws = torch.rand((2, self.batch_size), generator=generator, device=device)
+        rows, mask = window_rows(newest, self.first[newest], self.length)
+        goals, has_goal = goal_rows(newest, self.last[newest], self.goal_length, self.goals, draws)
+        return take_windows(self.data, rows, mask, goals, has_goal)
 
 
 class Epochs(Source):

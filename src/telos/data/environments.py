@@ -171,7 +171,8 @@ def record(
 
     Returns:
         the transitions: the true last observation at each episode's end, time limits as `truncated` and not
-        `terminated`; the last row is `truncated` if the recording stops within an episode.
+        `terminated`; the last row is `truncated` if the recording stops within an episode. With `log_probs` where
+        the policy gives them (stochastic ones that explore), and for uniform actions.
 
     Raises:
         TelosError: an environment or an action space that cannot be used.
@@ -182,6 +183,7 @@ def record(
     rng = Rng(seed).at("record")
     draws, generator = rng.at("actions").numpy(), None
     device = torch.device("cpu")
+    uniform = -np.log(space.size) if isinstance(space, Discrete) else -np.log(np.subtract(space.high, space.low)).sum()
     if policy is not None:
         device = policy_device(policy)
         generator = rng.at("policy").torch(device)
@@ -191,10 +193,11 @@ def record(
     raw, _ = made.reset(seed=rng.at("episode", 0).integer() % 2**31)
     observation = flatten(made.observation_space, raw, 1, where)
     for _ in range(steps):
+        log_prob = torch.tensor([uniform])
         if policy is not None:
             with torch.no_grad():
                 act = policy.act(torch.from_numpy(observation).to(device), state=state, rng=generator, explore=explore)
-            action, state = act.action.detach().cpu(), act.state
+            action, state, log_prob = act.action.detach().cpu(), act.state, act.log_prob
         elif isinstance(space, Discrete):
             action = torch.from_numpy(draws.integers(space.size, size=1))
         else:
@@ -207,6 +210,8 @@ def record(
             ("next_observations", following[0]), ("terminated", terminated), ("truncated", truncated),
         ):  # fmt: skip
             columns[name].append(value)
+        if log_prob is not None:
+            columns["log_probs"].append(float(log_prob))
         observation = following
         if terminated or truncated:
             episode, state = episode + 1, None

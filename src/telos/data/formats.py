@@ -9,35 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from telos.core.errors import TelosError
+from telos.data.bandit_formats import TABLES, is_log, load_bandit
 from telos.data.options import Options
-from telos.data.records import Demonstrations, Preferences, Prompts, Rankings, Transitions
+from telos.data.records import Demonstrations, LoggedBandit, Preferences, Prompts, Rankings, Transitions
 from telos.data.rl_formats import MINARI_FILE, is_minari, load_gym, load_hdf5, load_minari, load_npz
 from telos.data.rl_formats import save_npz as save_npz
 from telos.data.text_formats import SUFFIXES, load_text, saved_dataset, text_files
 
 TEXT = (Preferences, Demonstrations, Prompts, Rankings)
 KNOWN = (
-    "minari:ID, gym:ENV?steps=10000, a .npz, .hdf5, .jsonl, .jsonl.gz, .json or .parquet file, a folder with such text "
-    "files or with a Minari or datasets.save_to_disk data set, or a hub name org/name"
+    "minari:ID, gym:ENV?steps=10000, a .npz, .hdf5, .jsonl, .jsonl.gz, .json, .parquet or .csv file, a folder with "
+    "such text files or with a Minari or datasets.save_to_disk data set, or a hub name org/name"
 )
 
 
 def load(
     what: str | Path, *, kind: type | None = None, accepts: tuple[type, ...] = (), **options: Any
-) -> Transitions | Preferences | Demonstrations | Prompts | Rankings:
+) -> Transitions | LoggedBandit | Preferences | Demonstrations | Prompts | Rankings:
     """Reads a data set and checks it.
 
     Args:
         what: where the data are. For transitions `minari:<dataset id>`, a Minari folder, .hdf5 or .h5 in D4RL's
             layout, .npz as `save_npz` writes it, or `gym:<EnvId>` to record from an environment. For texts .jsonl,
             .jsonl.gz, .json, .parquet, a folder with such files or from `datasets.save_to_disk`, or `org/name` on the
-            hub. Options may follow as a query: `pairs?split=test`.
+            hub. For logged decisions .csv, .csv.gz or .parquet with columns action and reward. Options may follow as a
+            query: `pairs?split=test`.
         kind: the record class that is wanted; None for the one that the columns suggest. Preferences also serve as
             Demonstrations (the chosen texts), and whatever has prompts as Prompts.
         accepts: record classes that will do as well: if the columns are those of one of them, that is what is made.
         options: `split`, `config` (hub) and column names (`prompt="question"`) for texts; `action_low`,
             `action_high`, `n_actions`, `clip_actions` for transitions from files; `steps`, `seed`, `policy` ("random"
-            or the folder of a saved policy), `explore` for `gym:`. They override the query.
+            or the folder of a saved policy), `explore` for `gym:`; column names, `context` and `actions` for logged
+            decisions. They override the query.
 
     Returns:
         a record whose `origin` is absolute, holds the options and can be loaded again.
@@ -51,10 +54,10 @@ def load(
     parsed = Options.parse(str(what), options)
     if not parsed.what:
         raise TelosError("no data set is named", expected=KNOWN)
-    if kind is not None and kind not in (Transitions, *TEXT):
+    if kind is not None and kind not in (Transitions, LoggedBandit, *TEXT):
         raise TelosError(
-            f"{parsed.what}: {kind.__name__} cannot be read from files", expected="Transitions, Preferences, "
-            "Demonstrations, Prompts or Rankings", fix="make the record in Python and pass it to fit",
+            f"{parsed.what}: {kind.__name__} cannot be read from files", expected="Transitions, LoggedBandit, "
+            "Preferences, Demonstrations, Prompts or Rankings", fix="make the record in Python and pass it to fit",
         )  # fmt: skip
     prefix, colon, name = parsed.what.partition(":")
     if colon and prefix in ("minari", "gym"):
@@ -85,6 +88,16 @@ def load_path(path: Path, kind: type | None, options: Options) -> Any:
         return load_folder(path, kind, options)
     if not stat.S_ISREG(mode):
         raise TelosError(f"{path} is no regular file", expected="a file or folder")
+    if path.name.endswith(TABLES) or (
+        path.name.endswith(".parquet") and (kind is LoggedBandit or (kind is None and is_log(path, options)))
+    ):
+        if kind not in (None, LoggedBandit):
+            raise TelosError(
+                f"{path}: a .csv is read as logged decisions",
+                expected=kind.__name__,
+                fix="choose a method for these data, or convert texts to .jsonl and transitions to .npz",
+            )
+        return load_bandit(path, options)
     if path.name.endswith((*SUFFIXES,)):
         check_kind(kind, str(path), transitions=False)
         return load_text(path, kind, options)
@@ -118,8 +131,8 @@ def load_folder(folder: Path, kind: type | None, options: Options) -> Any:
 
 
 def check_kind(kind: type | None, what: str, *, transitions: bool) -> None:
-    """Raises TelosError where transitions are wanted and texts are given, or the other way round."""
-    if kind is not None and (kind is Transitions) != transitions:
+    """Raises TelosError where transitions are wanted and texts are given, or the other way round, or a log is."""
+    if kind is LoggedBandit or (kind is not None and (kind is Transitions) != transitions):
         raise TelosError(
             f"{what} holds {'transitions' if transitions else 'texts'}", expected=f"{kind.__name__}",
             fix="choose a method for these data, or other data",

@@ -7,8 +7,8 @@ data set it was drawn from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -53,7 +53,9 @@ class Record:
             if isinstance(column, Record):
                 digest.update(column.fingerprint().encode())
             else:
-                digest.update(column.detach().cpu().contiguous().view(torch.uint8).numpy())
+                # A copy, since torch leaves odd strides (0 for a dimension of 1) as they are even in `contiguous`.
+                flat = column.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+                digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
@@ -89,6 +91,8 @@ class Transitions(Record):
         truncated: (N,) bool: the recording was cut (time limit, end of the file).
         action_space: bounds or the number of actions; inferred bounds are not accepted.
         origin: what `telos.load` was given, for resume; None for data made in memory.
+        log_probs: (N,) float32: log-probability or log-density of each action under the policy that took it, where it
+            was recorded; off-policy evaluation by importance sampling needs it, no method trains on it.
 
     Raises:
         TelosError: naming the column and the first bad row.
@@ -102,6 +106,7 @@ class Transitions(Record):
     truncated: Tensor
     action_space: Box | Discrete
     origin: str | None = None
+    log_probs: Tensor | None = None
 
     @classmethod
     def validated(cls, *, action_space: Box | Discrete, origin: str | None = None, **columns: Any) -> Transitions:
@@ -117,8 +122,8 @@ class Transitions(Record):
             )
         discrete = isinstance(action_space, Discrete)
         tensors: dict[str, Tensor] = {}
-        for field in fields(cls)[:6]:
-            name = field.name
+        optional = [] if columns.get("log_probs") is None else ["log_probs"]
+        for name in [*(f.name for f in fields(cls)[:6]), *optional]:
             array = np.asarray(columns[name])
             if array.dtype.kind not in "fiub" or array.ndim == 0:
                 raise TelosError(
@@ -137,7 +142,7 @@ class Transitions(Record):
                         fix="state the bounds of a continuous space",
                     )
                 array = array.reshape(len(array), 1)
-            elif name in ("rewards", "terminated", "truncated"):
+            elif name in ("rewards", "terminated", "truncated", "log_probs"):
                 array = array.reshape(len(array), int(np.prod(array.shape[1:])))
                 if array.shape[1] != 1:
                     raise TelosError(f"{where}: column '{name}' has {array.shape[1]} values a row", expected="one")
@@ -175,6 +180,14 @@ class Transitions(Record):
                 expected=f"{tuple(tensors['observations'].shape)}, as 'observations'",
             )
         check_actions(tensors["actions"], action_space, where)
+        if discrete and "log_probs" in tensors and (tensors["log_probs"] > 1e-4).any():
+            row = int((tensors["log_probs"] > 1e-4).nonzero()[0])
+            raise TelosError(
+                f"{where}: column 'log_probs', row {row} is no log-probability",
+                expected="0 or less",
+                got=str(float(tensors["log_probs"][row])),
+                fix="give logarithms of the probabilities",
+            )
         return cls(**tensors, action_space=action_space, origin=origin)
 
 
@@ -200,6 +213,175 @@ def check_actions(actions: Tensor, space: Box | Discrete, where: str) -> None:
             got=str(actions[row].tolist()),
             fix="clip or rescale the actions, or state the right bounds",
         )
+
+
+@dataclass(frozen=True)
+class LoggedBandit(Record):
+    """One row a decision of a contextual bandit: what was seen, what could be done, what was done, what it earned.
+
+    Args:
+        contexts: (N, D) float32.
+        actions: (N,) int64 in 0..K-1, each allowed in its row.
+        rewards: (N,) float32, finite.
+        allowed: (N, K) bool: the actions that could have been taken.
+        timestamps: (N,) float64: when each decision was made, in any unit; rows stand in this order.
+        propensities: (N,) float32 in (0, 1]: the probability with which the logging policy took the action; None
+            where it was not recorded (such a log can be fitted, but no policy can be evaluated on it).
+        received: (N,) float64: when each reward became known, not before its timestamp; None if at once.
+        action_names: K names, the meaning of each action.
+        context_names: D names; "country=NL" is 1 where the column country holds NL and 0 elsewhere.
+        origin: what `telos.load` was given, for resume; None for data made in memory.
+
+    Raises:
+        TelosError: naming the column and the first bad row, counted from 0.
+    """
+
+    contexts: Tensor
+    actions: Tensor
+    rewards: Tensor
+    allowed: Tensor
+    timestamps: Tensor
+    propensities: Tensor | None = None
+    received: Tensor | None = None
+    action_names: tuple[str, ...] = ()
+    context_names: tuple[str, ...] = ()
+    origin: str | None = None
+
+    @property
+    def n_actions(self) -> int:
+        """K."""
+        return self.allowed.shape[1]
+
+    def need_propensities(self, why: str) -> Tensor:
+        """(N,) the propensities.
+
+        Raises:
+            TelosError: they were not logged; `why` names what needs them.
+        """
+        if self.propensities is None:
+            raise TelosError(
+                f"{self.origin or 'the log'} has no propensities",
+                expected=f"the probability of each logged action: {why} divides by it",
+                fix="log them as a column 'propensity'; they cannot be reconstructed afterwards",
+            )
+        return self.propensities
+
+    @classmethod
+    def validated(
+        cls,
+        *,
+        contexts: Any,
+        actions: Any,
+        rewards: Any,
+        allowed: Any = None,
+        timestamps: Any = None,
+        propensities: Any = None,
+        received: Any = None,
+        n_actions: int | None = None,
+        action_names: Sequence[str] = (),
+        context_names: Sequence[str] = (),
+        origin: str | None = None,
+    ) -> LoggedBandit:
+        """Builds the record from array-likes and checks shapes, types, ranges and that each action was allowed.
+
+        Without `allowed` all actions are (how many comes from `n_actions` or `action_names`); without `timestamps`
+        they are 0..N-1. Names that are not given are "0", "1", ... for actions and "x0", "x1", ... for contexts.
+        Rows are put in the order of their timestamps, rows of one time stay in theirs.
+        """
+        where = origin or "logged bandit"
+        given = {
+            "contexts": contexts, "actions": actions, "rewards": rewards, "allowed": allowed,
+            "timestamps": timestamps, "propensities": propensities, "received": received,
+        }  # fmt: skip
+        arrays: dict[str, np.ndarray] = {}
+        for name, values in given.items():
+            if values is None:
+                continue
+            array = np.asarray(values)
+            wide = name in ("contexts", "allowed")
+            if array.dtype.kind not in "fiub" or array.ndim != 1 + wide:
+                raise TelosError(
+                    f"{where}: column '{name}' has type {array.dtype} and shape {array.shape}",
+                    expected="numbers of shape (rows, columns)" if wide else "one number a row",
+                )
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(array.astype(np.float64 if name in ("timestamps", "received") else np.float32))
+            if not finite.all():
+                row = int(np.argwhere(~finite)[0][0])
+                raise TelosError(
+                    f"{where}: column '{name}', row {row} is not finite", expected="finite numbers in float32",
+                    got=str(array[row]), fix="remove or mend that row",
+                )  # fmt: skip
+            arrays[name] = array
+        rows = len(arrays["contexts"])
+        if rows == 0:
+            raise TelosError(f"{where}: no decisions", expected="at least one row")
+        size = arrays["allowed"].shape[1] if allowed is not None else n_actions or len(action_names)
+        if not size:
+            raise TelosError(
+                f"{where}: the number of actions is missing", expected="'allowed', 'n_actions' or 'action_names'"
+            )
+        arrays.setdefault("allowed", np.ones((rows, size), bool))
+        arrays.setdefault("timestamps", np.arange(rows, dtype=np.float64))
+        names = tuple(str(name) for name in action_names) or tuple(map(str, range(size)))
+        features = tuple(str(name) for name in context_names) or tuple(
+            f"x{i}" for i in range(arrays["contexts"].shape[1])
+        )
+        for label, width, count in (
+            ("n_actions", size, n_actions or size),
+            ("action_names", size, len(set(names))),
+            ("context_names", arrays["contexts"].shape[1], len(set(features))),
+        ):
+            if width != count:
+                raise TelosError(
+                    f"{where}: {label} does not fit the columns", expected=f"{width}, each once", got=str(count)
+                )
+        for name, array in arrays.items():
+            if len(array) != rows:
+                raise TelosError(f"{where}: column '{name}' has {len(array)} rows", expected=f"{rows}, as 'contexts'")
+        order = np.argsort(arrays["timestamps"], kind="stable")
+        taken = arrays["actions"]
+
+        def refuse(bad: np.ndarray, name: str, expected: str, fix: str) -> None:
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise TelosError(
+                    f"{where}: column '{name}', row {row} is out of range", expected=expected,
+                    got=str(arrays[name][row]), fix=fix,
+                )  # fmt: skip
+
+        refuse(
+            (taken != np.round(taken)) | (taken < 0) | (taken >= size), "actions", f"an integer in 0..{size - 1}",
+            "give the right number of actions, or mend that row",
+        )  # fmt: skip
+        taken = taken.astype(np.int64)
+        forbidden = ~arrays["allowed"].astype(bool)[np.arange(rows), taken]
+        if forbidden.any():
+            row = int(np.argmax(forbidden))
+            raise TelosError(
+                f"{where}: row {row} takes the action '{names[taken[row]]}', which was not allowed",
+                expected="an action whose place in 'allowed' is true",
+                got="allowed: " + ", ".join(n for n, a in zip(names, arrays["allowed"][row]) if a),
+                fix="mend 'allowed' or the action of that row",
+            )
+        if propensities is not None:
+            p = arrays["propensities"].astype(np.float32)
+            refuse(
+                (p <= 0) | (p > 1 + 1e-5), "propensities", "a probability above 0, at most 1",
+                "log the probability with which the action was really taken; an action taken had more than 0",
+            )  # fmt: skip
+            arrays["propensities"] = np.minimum(p, 1.0)
+        if received is not None:
+            refuse(
+                arrays["received"] < arrays["timestamps"], "received", "not before the decision's timestamp",
+                "mend that row; both columns need the same unit",
+            )  # fmt: skip
+        kinds = {"actions": np.int64, "allowed": bool, "timestamps": np.float64, "received": np.float64}
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(array[order], dtype=kinds.get(name, np.float32)))
+            for name, array in arrays.items()
+        }
+        return cls(**tensors, action_names=names, context_names=features, origin=origin)
 
 
 @dataclass(frozen=True)
@@ -255,20 +437,38 @@ class Demonstrations:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts alone: completions come from the policy, their worth from a purpose."""
+    """Prompts alone: completions come from the policy, their worth from a purpose.
+
+    Args:
+        columns: what else the data says of each prompt (a reference answer, ...): name -> N values. A purpose that
+            names a column is given it.
+    """
 
     prompts: Sequence[Text]
     origin: str | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if len(column) != len(self.prompts):
+                raise TelosError(
+                    f"{self.origin or 'prompts'}: column '{name}' has {len(column)} rows",
+                    expected=f"{len(self.prompts)}, one for each prompt",
+                )
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, index: Sequence[int] | slice) -> Prompts:
         take = range(len(self))[index] if isinstance(index, slice) else index
-        return Prompts([self.prompts[i] for i in take], self.origin)
+        columns = {name: [column[i] for i in take] for name, column in self.columns.items()}
+        return Prompts([self.prompts[i] for i in take], self.origin, columns)
 
     def fingerprint(self) -> str:
-        return fingerprint_texts(self.prompts)
+        """Of the prompts alone, as ever, where there are no columns."""
+        if not self.columns:
+            return fingerprint_texts(self.prompts)
+        return fingerprint_texts(self.prompts, list(self.columns), *self.columns.values())
 
 
 def fingerprint_texts(*columns: Sequence[Text | None]) -> str:

@@ -2,7 +2,8 @@
 
 Rows, steps and episodes are counted from 0, as in the arrays. Options that all of them read:
 action_low, action_high (one number, or one for each dimension), n_actions (discrete actions), and clip_actions=true,
-which moves actions into the bounds instead of refusing them.
+which moves actions into the bounds instead of refusing them. Log-probs of the logged actions are read where they are:
+an array log_probs, D4RL's infos/action_log_probs, or those names among a Minari data set's infos.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from telos.data.options import Options
 from telos.data.records import Box, Discrete, Transitions, check_actions
 
 COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+LOG_PROBS = ("log_probs", "infos/action_log_probs")
 ACTION_OPTIONS = ("action_low", "action_high", "n_actions", "clip_actions")
 MINARI_FILE = "main_data.hdf5"
 
@@ -45,7 +47,7 @@ def save_npz(transitions: Transitions, path: str | Path) -> Path:
         bounds = {"n_actions": np.array(space.size)}
     else:
         bounds = {"action_low": np.array(space.low), "action_high": np.array(space.high)}
-    arrays = {name: getattr(transitions, name).cpu().numpy() for name in COLUMNS}
+    arrays = {name: column.cpu().numpy() for name, column in transitions.columns().items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -59,7 +61,7 @@ def load_npz(path: Path, options: Options) -> Transitions:
     options.only(*ACTION_OPTIONS)
     try:
         with np.load(path, allow_pickle=False) as file:
-            known = [*COLUMNS, *ACTION_OPTIONS[:3]]
+            known = [*COLUMNS, "log_probs", *ACTION_OPTIONS[:3]]
             arrays = {name: file[name] for name in file.files if name in known}
             present = sorted(file.files)
     except PermissionError:
@@ -71,14 +73,15 @@ def load_npz(path: Path, options: Options) -> Transitions:
         ) from error  # fmt: skip
     for name in COLUMNS:
         need_column(arrays, name, path, present)
-    stored = {name: np.asarray(value).ravel() for name, value in arrays.items() if name not in COLUMNS}
+    columns = {name: value for name, value in arrays.items() if name in (*COLUMNS, "log_probs")}
+    stored = {name: np.asarray(value).ravel() for name, value in arrays.items() if name not in columns}
     space = given_space(options, stored, width_of(arrays["actions"]))
     if space is None:
         raise TelosError(
             f"{path}: the action space is missing", expected="arrays action_low and action_high, or n_actions",
             fix="add them to the file, or as options: ?action_low=-1&action_high=1, or ?n_actions=4",
         )  # fmt: skip
-    return finished({name: arrays[name] for name in COLUMNS}, space, path, options)
+    return finished(columns, space, path, options)
 
 
 def load_hdf5(path: Path, options: Options) -> Transitions:
@@ -100,7 +103,7 @@ def load_hdf5(path: Path, options: Options) -> Transitions:
                     fix="give the folder that holds data/metadata.json and this file",
                 )  # fmt: skip
             arrays = {}
-            for name in (*needed, "next_observations"):
+            for name in (*needed, "next_observations", *LOG_PROBS):
                 if name in needed:
                     need_column(file, name, path, sorted(file))
                 if name in file:
@@ -116,10 +119,13 @@ def load_hdf5(path: Path, options: Options) -> Transitions:
             fix="download or write the file again",
         ) from error  # fmt: skip
     options.only(*ACTION_OPTIONS)
+    recorded = arrays.pop(LOG_PROBS[1], None)
+    if usable(recorded, len(arrays["rewards"])):
+        arrays.setdefault("log_probs", recorded)
     # Rows are dropped below, so faults are named here, where their row is still the file's.
     check_columns(arrays, path)
     terminated, truncated = (arrays[name].reshape(-1).astype(bool) for name in ("terminals", "timeouts"))
-    columns = {name: arrays[name] for name in ("observations", "actions", "rewards")}
+    columns = {name: arrays[name] for name in ("observations", "actions", "rewards", "log_probs") if name in arrays}
     if "next_observations" in arrays:
         truncated[-1] |= not terminated[-1]
         columns |= {"next_observations": arrays["next_observations"], "terminated": terminated, "truncated": truncated}
@@ -186,6 +192,10 @@ def load_minari(what: str | Path, options: Options) -> Transitions:
                 taken = flatten(actions, episode["actions"], rows, f"{where}, actions")
             rewards, ended, cut = (np.array(episode[key]) for key in ("rewards", "terminations", "truncations"))
             steps = {"actions": taken, "rewards": rewards, "terminations": ended, "truncations": cut}
+            found = minari_log_probs(episode.get("infos"), rows)
+            if found is not None:
+                steps["log_probs"] = found
+                columns["log_probs"].append(found)
             check_columns({**steps, "observations": seen}, where, rows, more={"observations": 1})
             if isinstance(target, Box) and not options.flag("clip_actions"):
                 check_actions(torch.from_numpy(taken), target, where)
@@ -194,7 +204,28 @@ def load_minari(what: str | Path, options: Options) -> Transitions:
                 columns[column].append(values)
     if not columns:
         raise TelosError(f"{name} has no episodes", expected="at least one")
+    if len(columns["log_probs"]) < len(columns["rewards"]):
+        del columns["log_probs"]
     return finished({column: np.concatenate(parts) for column, parts in columns.items()}, target, what, options)
+
+
+def minari_log_probs(infos: Mapping[str, Any] | None, rows: int) -> np.ndarray | None:
+    """An episode's log-probs, if its infos hold them: one a step, or with one more in front for the reset."""
+    for name in ("log_probs", "action_log_probs"):
+        if infos is not None and name in infos:
+            found = np.asarray(infos[name])[-rows:]
+            return found if usable(found, rows) else None
+    return None
+
+
+def usable(array: np.ndarray | None, rows: int) -> bool:
+    """Whether a tool's own entry is one finite number a row; if not, the data are good without it."""
+    return (
+        array is not None
+        and array.dtype.kind == "f"
+        and array.size == len(array) == rows
+        and bool(np.isfinite(array).all())
+    )
 
 
 def minari_episodes(data: Any, name: str) -> Generator[tuple[str, dict[str, Any]], None, None]:

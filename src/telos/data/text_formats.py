@@ -12,7 +12,7 @@ A record has one of these forms, each text plain or a conversation (a list of {"
 | ranking     | prompt, ranked               | `ranked` lists K >= 2 texts, best first; `prompt` may be absent   |
 
 Lines and records are counted from 1. An option named like a column says what the file calls it
-(`?prompt=question&completion=answer`).
+(`?prompt=question&completion=answer`). Prompts keep every other column of their file, for purposes that name it.
 """
 
 from __future__ import annotations
@@ -114,16 +114,35 @@ def json_rows(path: Path) -> Rows:
         yield Place(str(path), "record", number), row
 
 
-def parquet_rows(path: Path, wanted: set[str]) -> Rows:
-    """The rows of a .parquet; of its columns only those `wanted`, if it has any of them."""
+class Wanted(NamedTuple):
+    """Which columns of a table are read.
+
+    Args:
+        fields: what the file calls the columns of the forms.
+        kind: the record class, None for the one that the columns suggest; prompts keep every column.
+    """
+
+    fields: Mapping[str, str]
+    kind: type | None
+
+    def among(self, names: Iterable[str]) -> list[str]:
+        """Of the columns `names` those to read; all of them where none is known."""
+        names = list(names)
+        answers = {self.fields[name] for name in FIELDS if name != "prompt"}
+        if self.kind is Prompts or (self.kind is None and not answers & set(names)):
+            return names
+        return [name for name in names if name in (*self.fields.values(), "label")] or names
+
+
+def parquet_rows(path: Path, wanted: Wanted) -> Rows:
+    """The rows of a .parquet, of the columns that are wanted."""
     with extra("lm", str(path)):
         import pyarrow as pa
         import pyarrow.parquet as pq
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for batch in file.iter_batches(columns=[name for name in names if name in wanted] or None):
+            for batch in file.iter_batches(columns=wanted.among(file.schema_arrow.names)):
                 for row in batch.to_pylist():
                     number += 1
                     yield Place(str(path), "record", number), row
@@ -136,17 +155,16 @@ def parquet_rows(path: Path, wanted: set[str]) -> Rows:
         ) from error  # fmt: skip
 
 
-def dataset_rows(data: Any, name: str, wanted: set[str]) -> Rows:
+def dataset_rows(data: Any, name: str, wanted: Wanted) -> Rows:
     """The rows of a `datasets.Dataset`."""
-    columns = [column for column in data.column_names if column in wanted]
     number = 0
-    for table in (data.select_columns(columns) if columns else data).with_format("arrow").iter(1000):
+    for table in data.select_columns(wanted.among(data.column_names)).with_format("arrow").iter(1000):
         for row in table.to_pylist():
             number += 1
             yield Place(name, "record", number), row
 
 
-def file_rows(path: Path, wanted: set[str]) -> Rows:
+def file_rows(path: Path, wanted: Wanted) -> Rows:
     """The rows of one file, by its suffix."""
     if path.stat().st_size == 0:
         raise TelosError(f"{path} is empty", expected="at least one record")
@@ -191,7 +209,7 @@ def chosen_split(splits: Iterable[Any], what: str, options: Options) -> str:
     return split
 
 
-def folder_rows(folder: Path, options: Options, wanted: set[str]) -> Rows:
+def folder_rows(folder: Path, options: Options, wanted: Wanted) -> Rows:
     """The rows of a folder that `datasets.save_to_disk` wrote, or of the files of one split."""
     if saved_dataset(folder):
         with extra("lm", str(folder)):
@@ -217,7 +235,7 @@ def folder_rows(folder: Path, options: Options, wanted: set[str]) -> Rows:
         yield from file_rows(path, wanted)
 
 
-def hub_rows(name: str, options: Options, wanted: set[str]) -> Rows:
+def hub_rows(name: str, options: Options, wanted: Wanted) -> Rows:
     """The rows of the hub's data set `name`, downloaded by the `datasets` library unless it is in its cache."""
     with extra("lm", f"data set '{name}'"):
         import datasets
@@ -241,7 +259,7 @@ def load_text(
     hub = isinstance(what, str)
     options.only(*(("split",) if hub or what.is_dir() else ()), *(("config",) if hub else ()), *FIELDS)
     names = {name: options.values.get(name, name) for name in FIELDS}
-    wanted = {*names.values(), "label"}
+    wanted = Wanted(names, kind)
     if isinstance(what, str):
         rows = hub_rows(what, options, wanted)
     elif what.is_dir():
@@ -251,6 +269,7 @@ def load_text(
     prompts: list[Text | None] = []
     first: list[Any] = []
     second: list[Text] = []
+    others: list[dict[str, Any]] = []
     form, explicit, needed = "", False, ()
     for place, row in rows:
         if not isinstance(row, dict):
@@ -268,6 +287,8 @@ def load_text(
             raise mixed(place, "the records before it and this one")
         if kind is Prompts or form == "prompt":
             check_prompt(prompt, place)
+            used = {names[name] for name in (*FORMS[form], "prompt")}
+            others.append({name: value for name, value in row.items() if name not in used})
         prompts.append(prompt)
         first.append(one)
         second.append(other)
@@ -275,7 +296,10 @@ def load_text(
         raise TelosError(f"{what} has no records", expected="at least one")
     origin = options.origin(what)
     if kind is Prompts or form == "prompt":
-        return Prompts([prompt for prompt in prompts if prompt is not None], origin)
+        # A record may lack a column; a table would fill it with null.
+        extra_names = dict.fromkeys(name for row in others for name in row)
+        columns = {name: [row.get(name) for row in others] for name in extra_names}
+        return Prompts([prompt for prompt in prompts if prompt is not None], origin, columns)
     if kind is Rankings:
         return Rankings(prompts, first if form == "ranking" else list(zip(first, second, strict=True)), origin)
     if form == "preference" and kind is not Demonstrations:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from telos.core.errors import TelosError
 from telos.core.rng import Rng
 
-TINY = "telos:tiny"
-"""The bundled model of the TinySent world."""
+TINY, STORIES = "telos:tiny", "telos:stories260k"
+"""The bundled models: of the TinySent world, and a small one of children's stories."""
+BUNDLED = {TINY: "tiny", STORIES: "stories260k"}
 
 
 def transformers() -> Any:
@@ -154,7 +155,7 @@ def seeded(rng: Rng) -> Iterator[None]:
 
 
 def load_model(source: Any, device: torch.device | str = "cpu") -> LanguageModel:
-    """A language model from a folder, a hub name, "telos:tiny", or objects in memory.
+    """A language model from a folder, a hub name, a bundled one ("telos:tiny"), or objects in memory.
 
     Args:
         source: path or name; a LanguageModel; a product that has one (`policy.model`); (model, tokenizer).
@@ -175,7 +176,7 @@ def load_model(source: Any, device: torch.device | str = "cpu") -> LanguageModel
             "model is neither a path nor a model", got=type(source).__name__, fix="pass (model, tokenizer)"
         )
     name = str(source)
-    folder = Path(__file__).parent / "tiny" if name == TINY else Path(name)
+    folder = Path(__file__).parent / "bundled" / BUNDLED[name] if name in BUNDLED else Path(name)
     library = transformers()
     local = folder.is_dir()
     if local and (folder / "product").is_dir():

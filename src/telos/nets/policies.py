@@ -179,7 +179,8 @@ class DeterministicPolicy(Policy):
 class GaussianPolicy(Policy):
     """A Gaussian whose mean is centre + half * tanh(net(s)); samples are clipped to the Box.
 
-    The density is that of the Gaussian before clipping, as in IQL's code: no tanh correction is involved.
+    The density is that of the Gaussian before clipping, as in IQL's code: no tanh correction is involved. At the
+    bounds, where clipped samples gather, it is therefore not the density of what `act` returns.
 
     Args:
         observation_size: O.
@@ -216,12 +217,19 @@ class GaussianPolicy(Policy):
         mean, log_std = outputs.chunk(2, -1) if self.log_std is None else (outputs, self.log_std)
         return torch.tanh(mean), log_std.clamp(self.log_std_min, self.log_std_max)
 
-    def log_prob(self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+    def log_likelihood(self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
         """Log-density of `actions` (raw, not unit) at normalised observations."""
         mean, log_std = self(states)
         z = (self.scale.unit(actions) - mean) * torch.exp(-log_std)
         constant = log_std + torch.log(self.scale.half_width) + 0.5 * math.log(2 * math.pi)
         return (-0.5 * z**2 - constant).sum(-1)
+
+    def log_prob(self, obs: Any, action: Any, *, goal: Any = None, mask: Any = None) -> Float[Tensor, "*B"]:
+        """(B,) log-density of given actions (B, A) at raw observations (B, O); () for one of each."""
+        batch, single = as_batch(obs, self.normaliser)
+        actions = torch.as_tensor(action, dtype=torch.float32, device=batch.device).reshape(len(batch), -1)
+        log_probs = self.log_likelihood(self.normaliser(batch), actions)
+        return log_probs[0] if single else log_probs
 
     @torch.no_grad()
     def act(
@@ -244,7 +252,7 @@ class GaussianPolicy(Policy):
             actions = actions + torch.exp(log_std) * normal
         actions = self.scale.clamp(self.scale(actions))
         if explore:
-            log_prob = self.log_prob(states, actions)
+            log_prob = self.log_likelihood(states, actions)
             log_prob = log_prob[0] if single else log_prob
         return Act(actions[0] if single else actions, log_prob=log_prob)
 
@@ -291,9 +299,29 @@ class CategoricalPolicy(Policy):
         """Logits at normalised observations."""
         return self.net(states)
 
-    def log_prob(self, states: Float[Tensor, "B O"], actions: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def log_likelihood(self, states: Float[Tensor, "B O"], actions: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Log-probabilities of `actions` at normalised observations."""
         return torch.log_softmax(self(states), -1).gather(-1, actions[:, None]).squeeze(-1)
+
+    def log_probs(self, states: Float[Tensor, "B O"], mask: Any = None) -> Float[Tensor, "B K"]:
+        """Of all actions at normalised observations; -inf where `mask` is False."""
+        logits = self(states)
+        if mask is not None:
+            logits = logits.masked_fill(~torch.as_tensor(mask, dtype=torch.bool, device=logits.device), -torch.inf)
+        return torch.log_softmax(logits, -1)
+
+    def log_prob(self, obs: Any, action: Any, *, goal: Any = None, mask: Any = None) -> Float[Tensor, "*B"]:
+        """(B,) log-probabilities of given actions (B,) at raw observations (B, O); () for one of each."""
+        batch, single = as_batch(obs, self.normaliser)
+        actions = torch.as_tensor(action, dtype=torch.int64, device=batch.device).reshape(-1, 1)
+        log_probs = self.log_probs(self.normaliser(batch), mask).gather(-1, actions).squeeze(-1)
+        return log_probs[0] if single else log_probs
+
+    def probabilities(self, obs: Any, mask: Any = None) -> Float[Tensor, "*B K"]:
+        """(B, K) probabilities of all actions at raw observations; (K,) for one."""
+        batch, single = as_batch(obs, self.normaliser)
+        shares = self.log_probs(self.normaliser(batch), mask).exp()
+        return shares[0] if single else shares
 
     @torch.no_grad()
     def act(
@@ -308,10 +336,7 @@ class CategoricalPolicy(Policy):
     ) -> Act:
         """Actions (B,) int64, or () for one observation; `mask` is True where an action is allowed."""
         batch, single = as_batch(obs, self.normaliser)
-        logits = self(self.normaliser(batch))
-        if mask is not None:
-            logits = logits.masked_fill(~torch.as_tensor(mask, dtype=torch.bool, device=logits.device), -torch.inf)
-        log_probs = torch.log_softmax(logits, -1)
+        log_probs = self.log_probs(self.normaliser(batch), mask)
         if not explore:
             actions = log_probs.argmax(-1)
             return Act(actions[0] if single else actions)

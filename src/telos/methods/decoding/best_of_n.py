@@ -24,6 +24,7 @@ from telos.data.records import Prompts
 from telos.lm.products import LanguagePolicy, RewardScorer
 from telos.lm.rollouts import Purpose, scores
 from telos.lm.setup import policy_model
+from telos.purposes.names import named_again, resolve
 
 BASELINE = {
     "method": "Best-of-n",
@@ -65,6 +66,11 @@ class BestOfN(Method):
 
     def source(self, spec: Spec) -> Source:
         raise TelosError("best_of_n trains nothing", fix="call fit without steps")
+
+
+def named(origin: str) -> Purpose:
+    """The purpose that a saved product recorded; a function in a file must be named again before it is called."""
+    return NamedPurpose(origin) if named_again(origin) else resolve(origin)
 
 
 class NamedPurpose:
@@ -122,7 +128,7 @@ class BestOf(Generator):
     @classmethod
     def read(cls, folder: Path, header: dict[str, Any]) -> Self:
         origin = header["config"]["purpose"]
-        purpose = load_product(folder / "scorer") if origin is None else NamedPurpose(origin)
+        purpose = load_product(folder / "scorer") if origin is None else named(origin)
         product = cls(load_product(folder / "policy"), purpose, header["config"]["n"])
         product.provenance = header["provenance"]
         return product

@@ -24,7 +24,6 @@ from telos.lm.model import LanguageModel
 from telos.lm.products import LanguagePolicy
 from telos.lm.rollouts import Rollouts, RolloutSource, first_ratio
 from telos.lm.setup import OPTIMIZERS, policy_and_reference, step_optimizer
-from telos.lm.tokens import tokenise_prompts
 from telos.ops.policy_gradients import leave_one_out, reinforce
 
 BASELINE = {
@@ -82,13 +81,10 @@ class RLOO(Method):
         return RLOOLearner(self, spec.given["model"])
 
     def source(self, spec: Spec) -> RolloutSource:
-        return RolloutSource(
-            tokenise_prompts(spec.given["model"], spec.data, self.max_new_tokens),
-            spec.given["purpose"],
-            spec.given["reference"],
+        return RolloutSource.of(
+            spec,
             prompts_per_batch=self.prompts_per_batch,
             n=self.samples_per_prompt,
-            order=spec.rng.at("order"),
             max_new_tokens=self.max_new_tokens,
         )
 
@@ -107,7 +103,7 @@ class RLOOLearner(Learner):
     def update(self, batch: Rollouts, rng: Rng, micro: int = 1) -> Metrics:
         beta, n = self.method.beta, self.method.samples_per_prompt
         sums = Accumulator()
-        kl = batch.sampler_log_probs.sum(-1) - batch.reference
+        kl = batch.log_ratios.sum(-1)
         advantages = leave_one_out((batch.rewards - beta * kl).view(-1, n)).flatten()
         parts = split(batch, micro)
         for part, advantage in zip(parts, advantages.tensor_split(len(parts)), strict=True):

@@ -78,7 +78,7 @@ def negative_log_likelihood(
     policy: GaussianPolicy | CategoricalPolicy, states: Float[Tensor, "B O"], actions: Tensor
 ) -> tuple[Float[Tensor, ""], int]:
     """-log pi(a | s) summed over rows, and their number; actions (B, A), or (B,) for discrete ones."""
-    return -policy.log_prob(states, actions).sum(), len(states)
+    return -policy.log_likelihood(states, actions).sum(), len(states)
 
 
 class BCLearner(Learner):

@@ -158,7 +158,7 @@ class IQLLearner(Learner):
             )
             recorded = self.target_critic(states, part.actions).amin(0)
         advantages = recorded - self.value(states).squeeze(-1)
-        log_probs = self.policy.log_prob(states, part.actions)
+        log_probs = self.policy.log_likelihood(states, part.actions)
         return {
             "value_loss": expectile_loss(advantages, m.expectile)[0],
             "critic_loss": ensemble_mse(self.critic(states, part.actions), targets)[0],

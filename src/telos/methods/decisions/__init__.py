@@ -1,0 +1,1 @@
+"""Decisions about people and money: logged bandits, delayed and one-sided feedback."""

@@ -19,7 +19,7 @@ def test_every_class_is_found_under_its_name():
 
 
 def test_an_unknown_name_gets_the_nearest_known_one():
-    with pytest.raises(TelosError, match="did you mean dpo"):
+    with pytest.raises(TelosError, match="did you mean ppo or dpo"):
         entry("dppo")
     with pytest.raises(TelosError, match="no variant"):
         method_class("dpo.nonsense")

@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from telos.ops.preferences import margin, pairwise_accuracy, plackett_luce, sigmoid, smoothed_sigmoid, squared
+from telos.ops.preferences import margin, plackett_luce, sigmoid, smoothed_sigmoid, squared
 
 ZERO = torch.zeros(5)
 MARGINS = torch.tensor([-40.0, -3.0, -0.2, 0.0, 0.7, 5.0, 60.0], dtype=torch.float64)
@@ -131,9 +131,3 @@ def test_population_limit_of_four_arms_is_the_tilted_reference(beta):
 
     policy = minimise(loss, torch.zeros(4, dtype=torch.float64, requires_grad=True))
     assert torch.allclose(policy, (log_reference + rewards / beta).softmax(-1), atol=1e-6)
-
-
-def test_accuracy_leaves_ties_out():
-    assert pairwise_accuracy(torch.zeros(3)).item() == 0.5
-    assert pairwise_accuracy(torch.tensor([0.0, 1.0, 2.0, -1.0])).item() == pytest.approx(2 / 3)
-    assert pairwise_accuracy(torch.tensor([0.0, -1.0])).item() == 0.0

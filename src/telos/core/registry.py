@@ -81,7 +81,7 @@ def entry(slug: str) -> Entry:
         return known[slug]
     if slug in planned():
         raise TelosError(f"'{slug}' is planned: it has no method yet", fix="`telos papers` shows what can be run")
-    close = difflib.get_close_matches(slug, [*known, *planned()], n=3)
+    close = difflib.get_close_matches(slug, list({**known, **planned()}), n=3)
     raise TelosError(
         f"no method is called '{slug}'",
         expected="a slug from `telos papers --baselines`",

@@ -49,10 +49,3 @@ def plackett_luce(rewards: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
     """
     tails = torch.logcumsumexp(rewards.flip(-1), dim=-1).flip(-1)
     return (tails - rewards).sum(-1)
-
-
-def pairwise_accuracy(h: Float[Tensor, "b"]) -> Float[Tensor, ""]:
-    """Share of pairs in the right order among those that are not ties; NaN-free: 0.5 when all are ties."""
-    decided = h != 0
-    count = decided.sum()
-    return torch.where(count > 0, ((h > 0) & decided).sum() / count.clamp(min=1), torch.full_like(h.sum(), 0.5))

@@ -1,9 +1,10 @@
 """What a reader of a method reads: its file and the telos files that it stands on. Static: nothing is imported.
 
-Counted are the method's file and, through imports at the top of files, everything in ops, nets, lm, purposes and
-worlds that it reaches, with data/records.py and core/method.py. Not counted is the plumbing that a reader can take on
-trust, like torch: the rest of core and data (files, loop, registry, formats), and empty packages. A line of code is a
-line that holds something other than comments, docstrings and the catalogue header (PAPER, BASELINE).
+Counted are the method's file and, through imports at the top of files, everything in ops, nets, lm and worlds
+that it reaches, with data/records.py and core/method.py. Not counted is the plumbing that a reader can take on trust,
+like torch: the rest of core and data (files, loop, registry, formats), purposes (how one is named and asked), and empty
+packages. A line of code is a line that holds something other than comments, docstrings and the catalogue header (PAPER,
+BASELINE).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from telos.core.registry import PACKAGE, Entry, entries
 
-READ = ("ops/", "nets/", "lm/", "purposes/", "worlds/", "data/records.py", "core/method.py")
+READ = ("ops/", "nets/", "lm/", "worlds/", "data/records.py", "core/method.py")
 MOST_OWN, MOST_LINES, MOST_FILES = 350, 2000, 10
 
 

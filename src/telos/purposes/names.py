@@ -94,6 +94,25 @@ def named_again(origin: str) -> bool:
     return HASH.search(origin) is not None
 
 
+def again(origin: str) -> Any:
+    """The purpose that a saved product recorded; a stand-in for a function in a file, which only its owner can name."""
+    return NamedPurpose(origin) if named_again(origin) else resolve(origin)
+
+
+class NamedPurpose:
+    """The place of a function in a loaded product: only its name was saved."""
+
+    def __init__(self, origin: str):
+        self.origin = origin
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Any:
+        raise TelosError(
+            "this product needs its purpose again",
+            expected=self.origin,
+            fix="product.purpose = telos.purposes.resolve('file.py:function')",
+        )
+
+
 def scorer(folder: Path) -> Any:
     """The saved Scorer in `folder`."""
     from telos.core.products import Scorer, load_product

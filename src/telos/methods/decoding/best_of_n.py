@@ -7,7 +7,6 @@ Stiennon et al. 2020 (arXiv 2009.01325). For distinct scores KL(best-of-n || pol
 from __future__ import annotations
 
 from collections.abc import Generator as Steps
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,7 +23,7 @@ from telos.data.records import Prompts
 from telos.lm.products import LanguagePolicy, RewardScorer
 from telos.lm.rollouts import Purpose, scores
 from telos.lm.setup import policy_model
-from telos.purposes.names import named_again, resolve
+from telos.purposes.names import again
 
 BASELINE = {
     "method": "Best-of-n",
@@ -68,25 +67,6 @@ class BestOfN(Method):
         raise TelosError("best_of_n trains nothing", fix="call fit without steps")
 
 
-def named(origin: str) -> Purpose:
-    """The purpose that a saved product recorded; a function in a file must be named again before it is called."""
-    return NamedPurpose(origin) if named_again(origin) else resolve(origin)
-
-
-class NamedPurpose:
-    """The place of a user's function in a loaded product: only its name was saved."""
-
-    def __init__(self, origin: str):
-        self.origin = origin
-
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Any:
-        raise TelosError(
-            "this best-of-n needs its purpose again",
-            expected=self.origin,
-            fix="product.purpose = telos.purposes.resolve('file.py:function')",
-        )
-
-
 class BestOf(Generator):
     """A policy whose answers are the best of n by a purpose.
 
@@ -128,7 +108,7 @@ class BestOf(Generator):
     @classmethod
     def read(cls, folder: Path, header: dict[str, Any]) -> Self:
         origin = header["config"]["purpose"]
-        purpose = load_product(folder / "scorer") if origin is None else named(origin)
+        purpose = load_product(folder / "scorer") if origin is None else again(origin)
         product = cls(load_product(folder / "policy"), purpose, header["config"]["n"])
         product.provenance = header["provenance"]
         return product

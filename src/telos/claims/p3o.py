@@ -21,7 +21,8 @@ from telos.core.rng import Rng
 from telos.data.records import Prompts
 from telos.judge.claim import Arm, Claim, Measures, Trial
 from telos.judge.language import Scene, frontiers
-from telos.judge.plots import plane
+from telos.judge.plots import PALETTE, figure, heading
+from telos.judge.stats import paired_t
 from telos.judge.verdict import Better, Holds, Threshold
 from telos.lm.model import STORIES, TINY
 from telos.worlds import stories, tiny_sent
@@ -150,15 +151,37 @@ def compared(scale: str, measures: Mapping[str, Measures]) -> dict[str, dict[str
     return found
 
 
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Gold over the rounds with and without offsets, and gold against KL without them; means with 95 % intervals."""
+    plain = [name for name in result["order"] if not name.endswith("_shifted")]
+    colour = {name: PALETTE[i] for i, name in enumerate(plain)}
+    with figure(path, width=10.0, height=4.6, columns=2) as (drawn, axes):
+        for ax, x in ((axes[0, 0], "step"), (axes[0, 1], "kl")):
+            for name in result["order"] if x == "step" else plain:
+                base = name.removesuffix("_shifted")
+                if x == "step" and base not in UNDER_OFFSETS:
+                    continue
+                runs = result["arms"][name]["runs"]
+                at, gold = (np.array([[p[key] for p in run["points"]] for run in runs]) for key in (x, "gold"))
+                bars = [(i.high - i.low) / 2 for i in map(paired_t, gold.T)] if len(runs) > 1 else None
+                ax.errorbar(
+                    at.mean(0), gold.mean(0), yerr=bars, color=colour[base], label=result["arms"][name]["label"],
+                    ls="-" if name == base else "--", marker="o", ms=3 if name == base else 6, lw=1.3,
+                    mfc=None if name == base else "none", elinewidth=0.7,
+                )  # fmt: skip
+            ax.set_xlabel("rounds" if x == "step" else "KL to the reference, nats")
+            ax.set_ylabel("gold reward, without offsets")
+            ax.legend(fontsize=7.5, loc="lower right")
+        axes[0, 0].set_title("with offsets (dashed) and without")
+        axes[0, 1].set_title("without offsets")
+        heading(drawn, result, 10.0)
+
+
 def claim(scale: str, beta: float, rates: Mapping[str, float], dpo_beta: float, **words: Any) -> Claim:
     """The claim at one scale."""
-    band = WORLDS[scale].band
 
     def derive(measures: Mapping[str, Measures]) -> dict[str, dict[str, float]]:
         return compared(scale, measures)
-
-    def draw(result: dict[str, Any], path: Path) -> None:
-        plane(result, path, x="kl", y="gold", band=band)
 
     return Claim(
         source="KL-reward frontiers on TL;DR and HH; reward equivalence, section 4",

@@ -51,7 +51,7 @@ def test_arms_are_alike(scale):
         assert arm.options["samples"] == budget[name] // method.prompts_per_batch
         assert method.max_new_tokens == WORLDS[scale].scene.new_tokens
     assert set(budget.values()) == {64}
-    for name in UNDER_OFFSETS:
+    for name in [name for name in UNDER_OFFSETS if name in claim.arms]:
         a, b = claim.arms[name].options, claim.arms[f"{name}_shifted"].options
         assert {k for k in a if a[k] != b[k]} == {"shifted"}
     assert {arm for part in claim.parts for arm in part_arms(part)} <= set(claim.arms)

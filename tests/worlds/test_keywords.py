@@ -29,7 +29,8 @@ def test_sentences_follow_the_grammar_and_its_frequencies():
     rows = [keywords.sentence(rng) for _ in range(4000)]
     texts = [text.split() for text, _ in rows]
     assert all(word in WORDS for words in texts for word in words)
-    assert max(map(len, texts)) + 1 == keywords.TOKENS and {words[-1] for words in texts} == {"."}
+    pieces = [sum(2 if word in keywords.CONTENT else 1 for word in words) for words in texts]
+    assert max(pieces) + 1 == keywords.TOKENS and {words[-1] for words in texts} == {"."}
     two = np.array(["and" in words for words in texts])
     assert two.mean() == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
     lengths = np.array([len(words) for words in texts])
@@ -104,7 +105,9 @@ def test_the_script_learns_and_is_a_function_of_its_seed():
         for network in (model, pretrain_keywords.build_model(Rng(0)))
     )
     assert float(trained) < float(fresh) - 8
-    assert tokenizer("words: cat dog sees =")["input_ids"][0] == tokenizer.bos_token_id
+    ids = tokenizer("words: cat dog sees =")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<bos>", "words:", "c", "##at", "d", "##og", "s", "##ees", "="]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "words: cat dog sees ="
 
 
 def test_missing_models_are_named(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ it favours.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
@@ -42,7 +43,7 @@ class World:
         train: (count, generator) -> prompts of the pairs and of RL.
         sharpness: a pair is labelled right with probability sigmoid(sharpness * difference of gold).
         count: prompts, with 4 samples each; reward_steps: of the reward model's training.
-        boundary: how prompt and completion become tokens.
+        closed: whether completions are whole; else they are cut off at `new_tokens` and no end is learnt.
     """
 
     scene: Scene
@@ -53,14 +54,14 @@ class World:
     steps: int
     every: int
     band: tuple[float, float]
-    boundary: str
+    closed: bool
 
 
 WORLDS = {
-    "laptop": World(SCENE, tiny_sent.prompts, 1.0, 1500, 200, 80, 10, BAND, "joint"),
+    "laptop": World(SCENE, tiny_sent.prompts, 1.0, 1500, 200, 80, 10, BAND, True),
     "standard": World(
         Scene(STORIES, functools.partial(stories.prompts, held_out=True), stories.sentiment, stories.TOKENS, 256),
-        stories.prompts, 5.0, 400, 100, 60, 10, (1.0, 8.0), "separate",
+        stories.prompts, 5.0, 300, 80, 40, 5, (0.5, 4.0), False,
     ),
 }  # fmt: skip
 
@@ -83,22 +84,25 @@ def pairs(seed: int, count: int, scale: str = "laptop") -> Preferences:
         (i, j)
         for first in range(0, len(texts), 4)
         for i, j in itertools.combinations(range(first, first + 4), 2)
-        if golds[i] != golds[j]
+        # A text that goes on within the prompt's last word has no boundary between tokens.
+        if golds[i] != golds[j] and not (texts[i][:1].isalnum() or texts[j][:1].isalnum())
     ]
     gaps = np.array([golds[i] - golds[j] for i, j in found])
     preferred = tiny_sent.label(world.sharpness * gaps, 0.0, rng.at("labels").numpy())
     ordered = [(i, j) if first else (j, i) for (i, j), first in zip(found, preferred, strict=True)]
     return Preferences(
-        [prompts[i // 4] for i, _ in ordered], [texts[i] for i, _ in ordered], [texts[j] for _, j in ordered]
-    )
+        [prompts[i // 4] for i, _ in ordered], [texts[i] for i, _ in ordered], [texts[j] for _, j in ordered],
+        closed=world.closed,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
 def reward_model(seed: int, count: int, steps: int, scale: str = "laptop") -> RewardScorer:
     """A Bradley-Terry reward model on the same pairs, from the same body."""
     world = WORLDS[scale]
-    method = use("reward_model", learning_rate=1e-3, batch_size=48, boundary=world.boundary)
-    return method.fit(pairs(seed, count, scale), model=world.scene.model, steps=steps, seed=seed, device="cpu")
+    method = use("reward_model", learning_rate=1e-3, batch_size=48)
+    data = dataclasses.replace(pairs(seed, count, scale), closed=True)  # scores are read at the end token
+    return method.fit(data, model=world.scene.model, steps=steps, seed=seed, device="cpu")
 
 
 def on_pairs(trial: Trial, method: Method, scale: str = "laptop") -> Measures:
@@ -170,14 +174,14 @@ def standard_arms() -> dict[str, Arm]:
     """The same on stories, with two settings each."""
     found: dict[str, Arm] = {}
     here: dict[str, Any] = {"scale": "standard"}
-    for beta in (0.1, 0.3):
-        method = use("dpo", beta=beta, learning_rate=3e-4, warmup_steps=0, batch_size=48, boundary="separate")
+    for beta in (0.05, 0.1):
+        method = use("dpo", beta=beta, learning_rate=1e-4, warmup_steps=0, batch_size=48)
         found[f"dpo_{beta}"] = Arm(on_pairs, {"method": method, **here}, label=f"DPO beta={beta}", group="dpo")
     for beta in (0.05, 0.2):
-        method = use("rloo", beta=beta, learning_rate=2e-4, max_new_tokens=stories.TOKENS)
+        method = use("rloo", beta=beta, learning_rate=1e-4, max_new_tokens=stories.TOKENS)
         options = {"method": method, **here}
         found[f"rloo_{beta}"] = Arm(on_reward_model, options, label=f"RM + RLOO beta={beta}", group="rloo")
-    method = use("sft", learning_rate=3e-4, batch_size=48, boundary="separate")
+    method = use("sft", learning_rate=1e-4, batch_size=48)
     found["sft"] = Arm(on_pairs, {"method": method, **here}, label="Preferred-FT", group="sft")
     found["best_of_4"] = Arm(best_of, {"n": 4, **here}, label="best of 4 (gold)", group="best_of_4")
     return found
@@ -227,10 +231,10 @@ CLAIMS = {
         ),
     ),
     "standard": Claim(
-        statement="On stories with noisy labels of sentiment, DPO reaches more gold reward at equal KL (1 to 8 nats) "
+        statement="On stories with noisy labels of sentiment, DPO reaches more gold reward at equal KL (0.5 to 4 nats) "
         "than RL on a learned reward model, than best-of-4 and than fine-tuning on the chosen texts.",
         source="Figure 2, left",
-        world="TinyStories: 264 k-parameter Llama, VADER sentiment of 32 tokens, 2k noisy pairs",
+        world="TinyStories: 264 k-parameter Llama, VADER sentiment of 32 tokens, 1.6k noisy pairs",
         parts=(
             Better("dpo", "rloo", "frontier"),
             Better("dpo", "sft", "frontier"),
@@ -241,17 +245,21 @@ CLAIMS = {
         refuted_if="DPO's frontier lies below that of RL on the learned reward model, or does not exceed best-of-4.",
         metrics={
             **METRICS,
-            "frontier": "mean over KL budgets of 1 to 8 nats of the best gold reached within the budget, over all "
+            "frontier": "mean over KL budgets of 0.5 to 4 nats of the best gold reached within the budget, over all "
             "logged checkpoints of all settings; flat beyond the furthest",
             "gold": "VADER's compound score, mean of 256 samples on openings that no arm trains on",
         },
-        minutes=15,
+        minutes=8,
         derive=functools.partial(compared, scale="standard"),
         plot=functools.partial(draw, scale="standard"),
         notes=(
             "VADER's compound score on the model's own samples: mean 0.23, deviation 0.39, a quarter exactly 0; pairs "
             "with equal scores are left out, the others labelled right with probability sigmoid(5 difference).",
-            "As at laptop scale RLOO on a learned reward model stands for PPO; step sizes are the laptop's.",
+            "As at laptop scale RLOO on a learned reward model stands for PPO. 40 updates, a checkpoint every 5.",
+            "Step sizes: 1e-4 for all; with the laptop's 3e-4 DPO and fine-tuning leave the band within 10 updates "
+            "(DPO's frontier on seed 1000: 0.37 against 0.55), with 3e-5 they stay at its lower end. Band and settings were "
+            "fixed with seed 1000 in view, on which best-of-4 was above DPO.",
+            "Completions are cut off at 32 tokens; those that go on within the prompt's last word are left out.",
             "Best-of-n selects by gold itself, which no learner sees: it favours that baseline.",
         ),
     ),

@@ -67,10 +67,11 @@ WORLDS = {
         band=(1.0, 8.0),
         slack=0.03,
         rounds=25,
-        every=2,
+        every=3,
     ),
 }
 UNDER_OFFSETS = ("ppo", "p3o_joint", "p3o_separate")
+"""Measured with offsets, too; V1 at laptop scale only."""
 
 
 class Shifted:
@@ -129,6 +130,8 @@ def arms(scale: str, beta: float, rates: Mapping[str, float], dpo_beta: float) -
         ("rloo", "RLOO", rloo, 2),
         ("online_dpo", "online DPO", dpo, 2),
     ):
+        if scale == "standard" and name == "p3o_separate":
+            continue
         for shifted in (False, True) if name in UNDER_OFFSETS else (False,):
             options = {"scale": scale, "method": method, "samples": samples, "shifted": shifted}
             suffix, words = ("_shifted", ", offsets") if shifted else ("", "")
@@ -144,7 +147,7 @@ def mean_gain(points: Sequence[Mapping[str, float]]) -> float:
 def compared(scale: str, measures: Mapping[str, Measures]) -> dict[str, dict[str, float]]:
     """Frontiers, the share of the gain that offsets leave, and whether a curve moved at all."""
     found = frontiers(measures, {name: name for name in measures}, WORLDS[scale].band)
-    for name in UNDER_OFFSETS:
+    for name in [name for name in UNDER_OFFSETS if name in measures]:
         plain, shifted = measures[name], measures[f"{name}_shifted"]
         found[name]["retained"] = mean_gain(shifted["points"]) / max(mean_gain(plain["points"]), 1e-3)
         found[name]["unmoved"] = float(plain["points"] == shifted["points"])
@@ -187,7 +190,7 @@ def claim(scale: str, beta: float, rates: Mapping[str, float], dpo_beta: float, 
         source="KL-reward frontiers on TL;DR and HH; reward equivalence, section 4",
         parts=(
             Holds("unmoved", "p3o_joint"),
-            Holds("unmoved", "p3o_separate"),
+            *([Holds("unmoved", "p3o_separate")] if scale == "laptop" else []),
             Threshold("ppo", "retained", at_most=0.8),
             Better("p3o_joint", "ppo", "frontier", margin=-WORLDS[scale].slack),
             Better("p3o_joint", "online_dpo", "frontier", margin=-WORLDS[scale].slack),
@@ -244,7 +247,7 @@ CLAIMS = {
         "of its gain or more; without them P3O's frontier is no lower than PPO's and online DPO's (by 0.03).",
         world="TinyStories: 264 k-parameter Llama, VADER sentiment of 32 tokens",
         metrics=METRICS,
-        minutes=15,
+        minutes=10,
         notes=(
             *NOTES,
             "VADER's compound score on the model's own samples: mean 0.23, deviation 0.39, a quarter exactly 0. "

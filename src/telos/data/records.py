@@ -393,12 +393,14 @@ class Preferences:
             both texts (found later in token space).
         chosen, rejected: N texts or lists of messages.
         origin: what `telos.load` was given.
+        closed: False where the texts were cut off: then no end token is learnt after them.
     """
 
     prompts: Sequence[Text | None]
     chosen: Sequence[Text]
     rejected: Sequence[Text]
     origin: str | None = None
+    closed: bool = True
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -410,10 +412,11 @@ class Preferences:
             [self.chosen[i] for i in take],
             [self.rejected[i] for i in take],
             self.origin,
+            self.closed,
         )
 
     def fingerprint(self) -> str:
-        return fingerprint_texts(self.prompts, self.chosen, self.rejected)
+        return fingerprint_texts(self.prompts, self.chosen, self.rejected, *([] if self.closed else [["open"]]))
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,8 @@ def tokenise(
     boundary: str = "joint",
     device: torch.device | str = "cpu",
 ) -> TokenGroups:
-    """Tokens of every record, with the prompt's ids identical for all its completions.
+    """Tokens of every record, with the prompt's ids identical for all its completions, each closed by the end token
+    (unless the record says that its texts were cut off).
 
     Args:
         max_length: tokens of prompt and completion; the model's context if None or longer. The prompt is cut first,
@@ -324,6 +325,8 @@ def tokenise(
     counts = dict.fromkeys(("prompts_truncated", "completions_truncated", "refused", "degenerate"), 0)
     for row in range(len(data)):
         prompt, completions = found[row]
+        if not getattr(data, "closed", True):
+            completions = [c[:-1] for c in completions if len(c) > 1]
         prompt = prompt or [begin if begin is not None else model.eos_id]
         if len(completions) > 1 and len({tuple(c) for c in completions}) < len(completions):
             counts["degenerate"] += 1

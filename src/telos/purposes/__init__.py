@@ -21,7 +21,7 @@
 from telos.purposes.answers import Answer
 from telos.purposes.keywords import AllKeywords, Keywords
 from telos.purposes.lengths import Length, MaxWords
-from telos.purposes.names import BUILT_IN, named_again, resolve
+from telos.purposes.names import BUILT_IN, again, named_again, resolve
 from telos.purposes.patterns import Match, Regex
 from telos.purposes.scoring import score
 from telos.purposes.sentiment import Sentiment
@@ -40,6 +40,7 @@ __all__ = [
     "Sentiment",
     "UserPurpose",
     "Weighted",
+    "again",
     "named_again",
     "resolve",
     "score",

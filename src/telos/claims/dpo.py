@@ -257,8 +257,8 @@ CLAIMS = {
             "with equal scores are left out, the others labelled right with probability sigmoid(5 difference).",
             "As at laptop scale RLOO on a learned reward model stands for PPO. 40 updates, a checkpoint every 5.",
             "Step sizes: 1e-4 for all; with the laptop's 3e-4 DPO and fine-tuning leave the band within 10 updates "
-            "(DPO's frontier on seed 1000: 0.37 against 0.55), with 3e-5 they stay at its lower end. Band and settings were "
-            "fixed with seed 1000 in view, on which best-of-4 was above DPO.",
+            "(DPO's frontier on seed 1000: 0.37 against 0.55), with 3e-5 they stay at its lower end. Band and settings "
+            "were fixed with seed 1000 in view, on which best-of-4 was above DPO.",
             "Completions are cut off at 32 tokens; those that go on within the prompt's last word are left out.",
             "Best-of-n selects by gold itself, which no learner sees: it favours that baseline.",
         ),

@@ -299,3 +299,87 @@ def test_an_episode_without_end_stops(monkeypatch):
     monkeypatch.setattr("telos.judge.evaluate.LONGEST", 50)
     with pytest.raises(TelosError, match="has not ended after 50 steps"):
         evaluate(Constant(), Endless, episodes=2)
+
+
+class Chaser(Tests):
+    """Acts with a tenth of its goal's first value; keeps the goals that it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def act(self, obs, *, goal=None, state=None, mask=None, rng=None, explore=False) -> Act:
+        assert goal.shape[0] == len(obs) and goal.dtype == torch.float32
+        self.seen.append(goal)
+        return Act(goal[:, :1] / 10)
+
+
+@pytest.mark.parametrize("vector", [1, 3, None])
+def test_goals_are_those_of_their_episodes(vector):
+    lengths = np.array(lengths_by_seed(2, 7))
+    same = evaluate(Chaser(), Clock, episodes=7, seed=2, vector=vector, goal=[3.0, 9.0])
+    assert same.returns == pytest.approx(0.3 * lengths)
+    each = np.stack([np.arange(7.0), np.zeros(7)], 1)
+    for goal in (each, torch.from_numpy(each)):
+        result = evaluate(Chaser(), Clock, episodes=7, seed=2, vector=vector, goal=goal)
+        assert result.returns == pytest.approx(0.1 * np.arange(7) * lengths)
+
+
+@pytest.mark.parametrize("vector", [1, 3, None])
+def test_a_function_makes_goals_of_seed_and_first_observation(vector):
+    asked = []
+
+    def goal(seed, first):
+        asked.append(seed)
+        env = Clock()
+        assert first.dtype == np.float32 and env.reset(seed=seed)[0].tolist() == first.tolist()
+        return [first[1], 0.0]
+
+    result = evaluate(Chaser(), Clock, episodes=7, seed=2, vector=vector, goal=goal)
+    lengths = np.array(lengths_by_seed(2, 7))
+    assert result.returns == pytest.approx(0.1 * lengths**2)
+    rng = Rng(2).at("evaluate")
+    assert sorted(asked) == sorted(rng.at("episode", k).integer() % 2**31 for k in range(7))
+
+
+class Asking(Clock):
+    """Dict observations with a desired goal, which changes with time."""
+
+    def __init__(self):
+        super().__init__()
+        goal = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.observation_space = gym.spaces.Dict({"desired_goal": goal, "observation": self.observation_space})
+
+    def look(self):
+        return {"desired_goal": np.array([self.t], dtype=np.float32), "observation": super().look()}
+
+
+def test_a_part_of_the_observation_is_the_goal():
+    result = evaluate(Chaser(), Asking, episodes=5, seed=2, goal="desired_goal")
+    assert result.returns == pytest.approx(0.1 * result.lengths * (result.lengths - 1) / 2)
+
+
+def test_in_environments_that_reset_themselves_goals_follow_their_episodes():
+    def several():
+        return SyncVectorEnv([Clock] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    goals = np.arange(1.0, 7.0)[:, None]
+    result = evaluate(Chaser(), several, episodes=6, seed=2, goal=goals)
+    assert result.returns == pytest.approx(0.1 * goals[:, 0] * result.lengths)
+    with pytest.raises(TelosError, match="its episodes are not known"):
+        evaluate(Chaser(), several, episodes=6, goal=lambda seed, first: [0.0])
+
+
+@pytest.mark.parametrize(
+    ("goal", "part"),
+    [
+        (np.zeros((3, 2)), "'goal' has the wrong shape"),
+        (np.zeros((1, 1, 1)), "'goal' has the wrong shape"),
+        ("desired_goal", "no part 'desired_goal'"),
+        (lambda seed, first: [[1.0]], "the goal cannot be used"),
+        (lambda seed, first: [float("nan")], "the goal cannot be used"),
+    ],
+)
+def test_goals_that_do_not_fit_are_named(goal, part):
+    with pytest.raises(TelosError, match=part):
+        evaluate(Chaser(), Clock, episodes=2, goal=goal)

@@ -26,6 +26,9 @@ ENVIRONMENTS = 8
 LONGEST = 200_000
 """Steps after which an episode counts as endless."""
 
+Goal = str | NDArray[Any] | Tensor | Callable[[int, NDArray[np.float32]], Any]
+"""What a policy is asked to reach; see `evaluate`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -84,6 +87,7 @@ class Evaluation:
 def evaluate(
     policy: Policy, env: str | Callable[[], Any], *, episodes: int = 10, seed: int = 0, vector: int | None = None,
     processes: bool = False, explore: bool = False, success: Literal["any", "last"] = "any",
+    goal: Goal | None = None,
 ) -> Evaluation:  # fmt: skip
     """Runs exactly `episodes` episodes and returns what the policy earned.
 
@@ -95,13 +99,17 @@ def evaluate(
         policy: gets observations as (n, O) float32, Dict observations as one vector (telos.data.environments.flatten).
         env: a registered name, or a function that makes a new gymnasium.Env or a gymnasium.vector.VectorEnv.
         vector: environments stepped together; by default as many as episodes, 8 at most.
-        processes: each environment in a process of its own, for slow ones.
+        processes: each environment in a process of its own: for steps of some milliseconds, on several cores. The
+            results are the same.
         explore: whether the policy adds its exploration.
         success: an episode succeeded if "any" of its steps says so, or only if its "last" does.
+        goal: passed to the policy as its raw goal: an array (G,) for all episodes or (episodes, G); the name of a
+            part of Dict observations ("desired_goal"), read at each step; or a function of an episode's seed, which
+            the environment is reset with, and its first observation (O,), that returns (G,).
 
     Raises:
         TelosError: an unknown environment, action spaces that do not fit, an action outside the space, a reward
-            that is not finite, an episode without end.
+            that is not finite, an episode without end, a goal that does not fit.
     """
     name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
     where = f"environment '{name}'"
@@ -118,7 +126,9 @@ def evaluate(
     try:
         check_spaces(policy, envs, where)
         with torch.no_grad():
-            returns, lengths, reached = run(policy, envs, episodes, Rng(seed).at("evaluate"), explore, success, where)
+            goals = Goals(goal, envs, episodes, where)
+            rng = Rng(seed).at("evaluate")
+            returns, lengths, reached = run(policy, envs, episodes, rng, explore, success, goals, where)
     finally:
         policy.train(training)
         envs.close()
@@ -160,6 +170,62 @@ def open_vector(env: str | Callable[[], Any], count: int, processes: bool, where
     return SyncVectorEnv([lambda one=one: one for one in made], autoreset_mode=AutoresetMode.DISABLED)
 
 
+class Goals:
+    """The goals of the episodes that run, one row an environment; what `goal` may be is said at `evaluate`."""
+
+    def __init__(self, goal: Goal | None, envs: VectorEnv[Any, Any, Any], episodes: int, where: str):
+        from gymnasium.spaces import Dict
+        from gymnasium.vector import AutoresetMode
+
+        self.goal, self.episodes, self.where = goal, episodes, where
+        self.fixed: NDArray[np.float32] | None = None
+        self.rows: list[Any] = [None] * envs.num_envs
+        self.part = goal if isinstance(goal, str) else None
+        if goal is None:
+            return
+        if isinstance(goal, str):
+            space = envs.single_observation_space
+            if not isinstance(space, Dict) or goal not in space.spaces:
+                raise TelosError(
+                    f"{where}: observations have no part '{goal}'", got=str(space), expected="a Dict with that part",
+                    fix="pass the goal as an array, or as a function of seed and first observation",
+                )  # fmt: skip
+            self.space = space[goal]
+        elif callable(goal):
+            if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+                raise TelosError(
+                    f"{where}: the seeds of its episodes are not known, for it resets itself",
+                    expected="a function that makes single environments", fix="or pass the goals as an array",
+                )  # fmt: skip
+        else:
+            self.fixed = np.asarray(torch.as_tensor(goal).cpu(), dtype=np.float32)
+            if self.fixed.ndim not in (1, 2) or (self.fixed.ndim == 2 and len(self.fixed) != episodes):
+                raise TelosError(
+                    "evaluate: 'goal' has the wrong shape", expected=f"(G,) or ({episodes}, G)",
+                    got=str(self.fixed.shape),
+                )  # fmt: skip
+            self.fixed = np.broadcast_to(self.fixed, (episodes, self.fixed.shape[-1]))
+
+    def begin(self, part: int, episode: int, seed: int, first: NDArray[np.float32]) -> None:
+        """Environment `part` starts an episode; those beyond the last one keep the goal that they had."""
+        if self.fixed is not None:
+            self.rows[part] = self.fixed[min(episode, len(self.fixed) - 1)]
+        elif callable(self.goal) and episode < self.episodes:
+            row = np.asarray(self.goal(seed, first), dtype=np.float32)
+            if row.ndim != 1 or not np.isfinite(row).all():
+                raise TelosError(
+                    f"{self.where}, episode {episode}: the goal cannot be used", expected="finite numbers, (G,)",
+                    got=f"shape {row.shape}" if row.ndim != 1 else str(row.tolist()),
+                )  # fmt: skip
+            self.rows[part] = row
+
+    def now(self, raw: Any, device: torch.device) -> Tensor | None:
+        """(n, G), or None."""
+        if self.part is not None:
+            return torch.from_numpy(flatten(self.space, raw[self.part], len(self.rows), self.where)).to(device)
+        return None if self.goal is None else torch.from_numpy(np.stack(self.rows)).to(device)
+
+
 def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any], where: str) -> None:
     """Raises TelosError if the policy's action space, where it has one, is not within the environment's."""
     theirs = action_space(envs.single_action_space, where)
@@ -192,8 +258,9 @@ def policy_space(policy: Policy) -> Box | Discrete | None:
 
 
 def run(
-    policy: Policy, envs: VectorEnv[Any, Any, Any], episodes: int, rng: Rng, explore: bool, success: str, where: str
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    policy: Policy, envs: VectorEnv[Any, Any, Any], episodes: int, rng: Rng, explore: bool, success: str, goals: Goals,
+    where: str,
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
     """Returns, lengths and successes (NaN where not reported) of episodes 0 .. episodes - 1.
 
     Part i of n runs episodes i, i + n, i + 2 n, ...; what it does beyond them is not counted.
@@ -219,13 +286,16 @@ def run(
         return [rng.at("episode", int(k)).integer() % 2**31 for k in current]
 
     def act(observations: Any, state: Any, fresh: NDArray[np.bool_]) -> Act:
-        batch = torch.from_numpy(flatten(envs.single_observation_space, observations, n, where)).to(device)
+        flat = flatten(envs.single_observation_space, observations, n, where)
+        for i in np.flatnonzero(fresh):
+            goals.begin(int(i), int(current[i]), seeds()[i], flat[i])
+        batch, goal = torch.from_numpy(flat).to(device), goals.now(observations, device)
         if fresh.all():
             state = None
         if state is None or not fresh.any():
-            return policy.act(batch, state=state, rng=generator, explore=explore)
-        going = policy.act(batch, state=state, rng=generator, explore=explore)
-        starting = policy.act(batch, state=None, rng=generator, explore=explore)
+            return policy.act(batch, goal=goal, state=state, rng=generator, explore=explore)
+        going = policy.act(batch, goal=goal, state=state, rng=generator, explore=explore)
+        starting = policy.act(batch, goal=goal, state=None, rng=generator, explore=explore)
         rows = torch.from_numpy(fresh).to(device)
         return Act(
             torch.where(rows.view(-1, *[1] * (going.action.dim() - 1)), starting.action, going.action),

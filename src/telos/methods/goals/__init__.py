@@ -1,0 +1,1 @@
+"""Goals: policies that reach what they are shown, from play and demonstrations."""

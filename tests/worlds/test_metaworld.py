@@ -11,7 +11,7 @@ from telos.judge.evaluate import evaluate
 from telos.methods.goals.beso import BESO
 from telos.worlds import metaworld as world
 
-pytest.importorskip("metaworld", reason="Meta-World is not installed: pip install 'telos[metaworld]'")
+pytest.importorskip("metaworld", reason="Meta-World is not installed: pip install 'telos[robots]'")
 
 TASK = "faucet-open-v3"
 pytestmark = [pytest.mark.filterwarnings("ignore")]

@@ -215,7 +215,7 @@ CLAIMS = {
         metrics={
             "success": "share of 20 episodes of 150 steps in which Meta-World reports success, mean over tasks",
         },
-        minutes=12,
+        minutes=10,
         notes=(
             "A goal is the end (hand, gripper, object) of an expert's episode that is in no data, made in a separate "
             "environment with the same objects and target; the target itself is hidden from policies.",

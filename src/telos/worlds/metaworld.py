@@ -40,7 +40,7 @@ def environment(task: str, limit: int = LIMIT) -> gym.Env[Any, Any]:
     Raises:
         TelosError: an unknown task, or the package is missing.
     """
-    with extra("metaworld", f"Meta-World task '{task}'"), warnings.catch_warnings():
+    with extra("robots", f"Meta-World task '{task}'"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import gymnasium as gym
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -77,7 +77,7 @@ def environment(task: str, limit: int = LIMIT) -> gym.Env[Any, Any]:
 
 def expert(task: str) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
     """The task's scripted policy: a whole observation -> an action in [-1, 1]."""
-    with extra("metaworld", f"Meta-World task '{task}'"):
+    with extra("robots", f"Meta-World task '{task}'"):
         from metaworld.policies import ENV_POLICY_MAP
     scripted: Any = ENV_POLICY_MAP[task]()
 

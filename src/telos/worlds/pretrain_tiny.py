@@ -3,7 +3,7 @@
 OUT becomes a transformers folder. Without flags it is the model shipped in `telos/lm/bundled/tiny`: a Llama of two
 layers, width 64, 4 heads, 0.11 M parameters, float32; `--large` has four layers of width 128. Training: AdamW 1e-3,
 1500 steps of 128 out of 20,000 sentences, cross-entropy of the completion and its <eos>; the prompt is not in the
-loss, because it is always given. The folder is a function of the seed, the thread count (2) and the libraries' versions.
+loss, because it is always given. The folder is a function of the seed, the threads (2) and the libraries' versions.
 """
 
 import argparse

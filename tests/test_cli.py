@@ -267,6 +267,8 @@ def test_fit_and_eval_of_a_policy(telos: Telos, tmp_path: Path):
     header = json.loads((tmp_path / "runs/bc-1/run.json").read_text())
     assert (header["method"], header["options"]["hidden"], header["seed"]) == ("bc", [8], 3)
     values = json.loads(telos("eval", "runs/bc-1", "--env", "Pendulum-v1", "--episodes", "3", "--json")[1])
+    asked = ("eval", "runs/bc-1", "--env", "Pendulum-v1", "--episodes", "3", "--json", "--processes")
+    assert json.loads(telos(*asked)[1])["returns"] == pytest.approx(values["returns"], rel=1e-6)
     assert values["episodes"] == len(values["returns"]) == 3
     assert values["interval"]["low"] <= values["mean"] <= values["interval"]["high"] < 0
     table = telos("eval", "runs/bc-1", "--env", "Pendulum-v1", "--episodes", "3")[1]

@@ -21,6 +21,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--env", metavar="E", help="a registered Gymnasium environment")
     parser.add_argument("--episodes", type=positive, default=10, metavar="N", help="whole episodes (default: 10)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the episodes (default: 0)")
+    parser.add_argument("--goal", metavar="NAME", help="the part of Dict observations that is the goal (desired_goal)")
+    parser.add_argument("--processes", action="store_true", help="one process a core, for slow environments")
     parser.add_argument("--data", metavar="D", help="preference pairs, or for a policy logged decisions or transitions")
     parser.add_argument("--discount", type=float, default=0.99, metavar="G", help="of logged episodes (default: 0.99)")
     parser.add_argument("--clip", type=float, metavar="W", help="the most that an importance weight counts for")
@@ -48,7 +50,9 @@ def run(argv: Sequence[str]) -> None:
     if env is not None:
         from telos.judge.evaluate import evaluate
 
-        values = evaluate(product, env, episodes=options.episodes, seed=options.seed).to_json()
+        values = evaluate(
+            product, env, episodes=options.episodes, seed=options.seed, goal=options.goal, processes=options.processes
+        ).to_json()
     else:
         values = on_pairs(product, str(data))
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,7 +99,8 @@ def evaluate(
     Args:
         policy: gets observations as (n, O) float32, Dict observations as one vector (telos.data.environments.flatten).
         env: a registered name, or a function that makes a new gymnasium.Env or a gymnasium.vector.VectorEnv.
-        vector: environments stepped together; by default as many as episodes, 8 at most.
+        vector: environments stepped together; by default as many as episodes, 8 at most, or with `processes` one a
+            core.
         processes: each environment in a process of its own: for steps of some milliseconds, on several cores. The
             results are the same.
         explore: whether the policy adds its exploration.
@@ -120,7 +122,8 @@ def evaluate(
             "evaluate: an option is wrong", expected="episodes >= 1, vector >= 1, success 'any' or 'last'",
             got=f"episodes={episodes}, vector={vector}, success={success!r}",
         )  # fmt: skip
-    envs = open_vector(env, min(episodes, vector or ENVIRONMENTS), processes, where)
+    at_once = vector or ((os.cpu_count() or 1) if processes else ENVIRONMENTS)
+    envs = open_vector(env, min(episodes, at_once), processes, where)
     training = policy.training
     policy.eval()
     try:

@@ -15,11 +15,13 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def effect(slug: str) -> str:
-    """The first part of the laptop claim with its interval, or nothing."""
+    """The first part of the laptop claim that has an interval, with it, or nothing."""
     result = read_results().get((slug, "laptop"))
     if result is None:
         return ""
-    part = result["parts"][0]
+    part = next((part for part in result["parts"] if part["interval"]), None)
+    if part is None:
+        return ""
     interval = part["interval"]
     return f"{part['text']}: {interval['estimate']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
 

@@ -224,8 +224,8 @@ CLAIMS = {
             "claim's subject.",
             "The same MLP of 3 x 256 on one state for all, the same demonstrations, updates and learning rate.",
             "Developed on seeds 1000 to 1002.",
-            "Cut from 20 to 10 episodes a task, for time, when two runs of seed 0 had ended (one rate was seen: DDPM 0.82); "
-            "all runs were then made anew.",
+            "Cut from 20 to 10 episodes a task, for time, when two runs of seed 0 had ended (one rate was seen: DDPM "
+            "0.82); all runs were then made anew.",
         ),
     ),
 }

@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 .PHONY: help demo test test-all lint bench clean
@@ -16,11 +17,15 @@ help:
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[lm,plots]"
+	$(PIP) -e ".[lm,plots,site]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e ".[lm,adapters,rl,mujoco,robots,purposes,plots,test]"
+	$(PIP) -e ".[lm,adapters,rl,mujoco,robots,purposes,plots,site,test]"
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.test
+	$(PIP) -e ".[browser]"
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -31,10 +36,11 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check src tests bench
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python src
 
-test: lint
+# The page is tested in a real browser where there is one; its tests are skipped elsewhere.
+test: lint $(if $(BROWSER),$(VENV)/.browser)
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
-test-all: lint
+test-all: lint $(VENV)/.browser
 	$(PYTEST) -n 2 --dist loadfile
 
 bench: $(VENV)/.test

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from telos.catalogue import baselines, papers
+from telos.catalogue import baselines, headline, papers
 from telos.core.files import write_atomic
 from telos.judge.results import read_results
 
@@ -19,7 +19,7 @@ def effect(slug: str) -> str:
     result = read_results().get((slug, "laptop"))
     if result is None:
         return ""
-    part = next((part for part in result["parts"] if part["interval"]), None)
+    part = headline(result)
     if part is None:
         return ""
     interval = part["interval"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from telos.core.errors import TelosError
@@ -25,6 +26,7 @@ from telos.judge.results import Result, read_results
 Row = dict[str, Any]
 
 FIELDS = ("method", "title", "arxiv", "year", "url", "purpose", "product", "data", "summary", "claim", "reference")
+LISTS = ("equations", "deviations", "traps", "usage", "terms")
 
 
 def papers(results: Mapping[tuple[str, str], Result] | None = None) -> list[Row]:
@@ -60,18 +62,46 @@ def row(slug: str, entry: Entry | None, results: Mapping[tuple[str, str], Result
     }
 
 
+def page(slug: str, results: Mapping[tuple[str, str], Result] | None = None) -> Row:
+    """The row of a paper or baseline with what its page says besides.
+
+    Further keys: paper_claim {"where", "text", "value", "data", "model", "mechanism"} or None; equations, deviations,
+    traps, usage, terms (lists); at_scale (text or None); options {class: [{"name", "type", "default", "doc", "line"}]};
+    has_claim; results {scale: result.json}.
+
+    Raises:
+        TelosError: no such slug.
+    """
+    found = read_results() if results is None else results
+    entry = entries().get(slug)
+    header = entry.header if entry else {}
+    return {
+        **find(slug, found),
+        **{key: header.get(key) for key in ("paper_claim", "at_scale")},
+        **{key: header.get(key, []) for key in LISTS},
+        "options": hyperparameters(entry) if entry else {},
+        "has_claim": entry is not None and entry.claim_module is not None,
+        "results": {scale: result for (name, scale), result in found.items() if name == slug},
+    }
+
+
+def headline(result: Result) -> dict[str, Any] | None:
+    """The part of a result that stands for it: the first with an interval, or None where all are exact checks."""
+    return next((part for part in result["parts"] if part["interval"]), None)
+
+
 def verdict(result: Result) -> str:
     """The verdict's word, or "stale" for a result that no longer speaks for the code."""
     return "stale" if result.get("stale") else result["verdict"]
 
 
-def find(slug: str) -> Row:
+def find(slug: str, results: Mapping[tuple[str, str], Result] | None = None) -> Row:
     """The row of a paper or baseline.
 
     Raises:
         TelosError: no such slug, with the nearest ones.
     """
-    rows = {row["slug"]: row for row in [*papers(), *baselines()]}
+    rows = {row["slug"]: row for row in [*papers(results), *baselines()]}
     if slug not in rows:
         raise unknown(slug, [*rows])
     return rows[slug]
@@ -90,11 +120,15 @@ def families() -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def hyperparameters(entry: Entry) -> dict[str, list[dict[str, str]]]:
-    """Class -> its options as {"name", "type", "default", "doc"}, read from the source without importing it."""
-    file = PACKAGE.joinpath(*entry.module.split(".")[1:]).with_suffix(".py")
-    found: dict[str, list[dict[str, str]]] = {}
-    for node in ast.parse(file.read_text()).body:
+def source_file(entry: Entry) -> Path:
+    """The file of a method."""
+    return PACKAGE.joinpath(*entry.module.split(".")[1:]).with_suffix(".py")
+
+
+def hyperparameters(entry: Entry) -> dict[str, list[dict[str, Any]]]:
+    """Class -> its options as {"name", "type", "default", "doc", "line"}, read from the source without importing it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in ast.parse(source_file(entry).read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name in entry.classes:
             found[node.name] = [
                 {
@@ -102,6 +136,7 @@ def hyperparameters(entry: Entry) -> dict[str, list[dict[str, str]]]:
                     "type": ast.unparse(field.annotation),
                     "default": ast.unparse(field.value) if field.value else "",
                     "doc": documented(after),
+                    "line": field.lineno,
                 }
                 for field, after in zip(node.body, [*node.body[1:], None])
                 if isinstance(field, ast.AnnAssign)

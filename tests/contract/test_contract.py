@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -453,9 +455,17 @@ def test_the_network_is_out_of_reach_here(network_error: type[BaseException]):
 # The file.
 
 HEADER = {"method", "title", "year", "purpose", "product", "data", "summary", "equations", "deviations"}
-PAPER = HEADER | {"arxiv", "url", "claim", "paper_claim", "traps", "at_scale", "usage"}
-LISTS = {"purpose", "equations", "deviations", "traps", "usage"}
+PAPER = HEADER | {"arxiv", "url", "claim", "paper_claim", "traps", "at_scale", "usage", "terms"}
+PAPER_CLAIM = {"where", "text", "value", "data", "model", "mechanism"}
+LISTS = {"purpose", "equations", "deviations", "traps", "usage", "terms"}
 MAY_BE_EMPTY = {"deviations"}
+USEFUL = re.compile(r"\.(save|evaluate|act|generate|load_online)\(")
+SOURCE = re.compile(r"\b(Paper|Repository|telos|TRL|d3rlpy|AISteer360): ")
+"""Whose default an option has; "telos" is a choice of ours."""
+
+each_paper = pytest.mark.parametrize(
+    "entry", [entry for entry in entries().values() if not entry.baseline], ids=lambda entry: entry.slug
+)
 
 
 @each_entry
@@ -466,15 +476,50 @@ def test_the_header_is_complete(entry: Entry):
     for key, value in header.items():
         assert value or key in MAY_BE_EMPTY, f"{key} is empty"
         if key in LISTS:
-            assert isinstance(value, list) and all(isinstance(item, str) for item in value), key
+            assert isinstance(value, list) and all(isinstance(item, str) and item for item in value), key
         elif key == "paper_claim":
-            assert set(value) == {"where", "text"} and all(value.values())
+            assert set(value) == PAPER_CLAIM
+            assert all(isinstance(text, str) and text and not set("\\${}") & set(text) for text in value.values())
         else:
             assert isinstance(value, int if key == "year" else str), key
     if not entry.baseline:
         assert header["url"].endswith(header["arxiv"]) or not header["arxiv"]
         assert header["at_scale"].startswith(f"telos fit {entry.slug}")
-        assert all("telos" in line for line in header["usage"])
+
+
+@each_paper
+def test_usage_is_for_the_shell_and_then_for_python(entry: Entry):
+    # That the lines run is for tests/test_usage.py.
+    usage = entry.header["usage"]
+    shell = [line for line in usage if line.startswith("telos ")]
+    python = usage[len(shell) :]
+    assert shell == usage[: len(shell)] and shell[0].startswith(f"telos fit {entry.slug}") and "--out " in shell[0]
+    assert any(USEFUL.search(line) for line in python)
+    for line in python:
+        ast.parse(line)
+
+
+@each_paper
+def test_search_terms_say_what_the_other_texts_do_not(entry: Entry):
+    code = ("terms", "equations", "usage", "at_scale")
+    others = json.dumps([value for key, value in entry.header.items() if key not in code]).casefold()
+    terms = entry.header["terms"]
+    assert 3 <= len(terms) <= 8 and len({term.casefold() for term in terms}) == len(terms)
+    assert [term for term in terms if term.casefold() in others] == []
+
+
+@each_entry
+def test_equations_become_mathml(entry: Entry):
+    mathml = pytest.importorskip("telos.site.equations").mathml
+    for equation in entry.header["equations"]:
+        # It refuses what its converter does not know.
+        assert "".join(ElementTree.fromstring(mathml(equation)).itertext()).strip(), equation
+
+
+@each_paper
+def test_every_option_names_the_source_of_its_default(entry: Entry):
+    for name, fields in hyperparameters(entry).items():
+        assert [f"{name}.{field['name']}" for field in fields if not SOURCE.search(field["doc"])] == []
 
 
 @each_entry

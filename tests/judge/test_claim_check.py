@@ -18,6 +18,7 @@ from telos.core.errors import TelosError
 from telos.core.files import read_json
 from telos.judge.check import check, rejudge, stale
 from telos.judge.claim import load_claim
+from telos.judge.results import changes, mark_stale, read_results
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -61,6 +62,47 @@ def test_a_check_writes_what_it_can_be_judged_from_again(monkeypatch, tmp_path, 
     assert "from the cache" not in capsys.readouterr().err
     assert runs(result) == runs(cached) == runs(alone)
     assert multiprocessing.active_children() == []
+
+
+def test_an_observer_hears_of_every_run_and_of_the_verdict(monkeypatch, tmp_path, capsys):
+    toy = write_toy(monkeypatch, tmp_path)
+    heard = []
+    quick = check(toy, quick=True, jobs=2, observer=heard.append)
+    start, *ran, verdict = heard
+    assert start == {
+        "event": "start", "slug": "toy", "scale": "laptop", "mode": "quick", "runs": 4, "cached": 0,
+        "arms": {"new": "new", "old": "old"}, "metrics": {"gold": "a score", "exact": "1 where it holds"},
+        "seeds": [0, 1], "minutes": 0.1,
+    }  # fmt: skip
+    assert [(event["event"], event["done"], event["total"]) for event in ran] == [("run", i, 4) for i in (1, 2, 3, 4)]
+    measured = {(name, run["seed"]): run for name, arm in quick["arms"].items() for run in arm["runs"]}
+    assert {(event["arm"], event["seed"]) for event in ran} == measured.keys()
+    for event in ran:
+        run = measured[event["arm"], event["seed"]]
+        assert (event["measures"], event["seconds"]) == (run["measures"], run["seconds"])
+        assert event["label"] == event["arm"] and event["cached"] is False and event["left"] >= 0
+    assert ran[-1]["left"] == 0
+    assert (verdict["event"], verdict["verdict"], verdict["quick"]) == ("verdict", "indicative", True)
+    assert verdict["parts"] == [
+        {key: part[key] for key in ("text", "status", "interval")} for part in quick["parts"]
+    ]  # fmt: skip
+    assert json.loads(json.dumps(heard)) == heard
+
+    # All from the cache: the same runs, nothing left; when the verdict is heard the files are there.
+    there = []
+    check(toy, jobs=1, out=tmp_path / "out")
+    heard.clear()
+    check(
+        toy, jobs=1, out=tmp_path / "out",
+        observer=lambda event: (heard.append(event), there.append((tmp_path / "out" / "figure.png").is_file())),
+    )  # fmt: skip
+    assert (heard[0]["mode"], heard[0]["runs"], heard[0]["cached"], heard[0]["minutes"]) == ("full", 10, 10, 0.1)
+    assert [(e["done"], e["cached"], e["left"]) for e in heard[1:-1]] == [(i, True, 0) for i in range(1, 11)]
+    assert heard[-1]["verdict"] == "confirmed" and heard[-1]["quick"] is False and there[-1]
+    capsys.readouterr()
+    monkeypatch.setenv("TELOS_PROGRESS", "1")
+    check(toy, jobs=1, out=tmp_path / "out", observer=heard.append)
+    assert capsys.readouterr().err == "10 of 10 arms from the cache\n"
 
 
 def test_quick_runs_every_part_and_writes_nothing(monkeypatch, tmp_path, capsys):
@@ -128,7 +170,20 @@ def test_a_dirty_source_tree_is_not_recorded(monkeypatch, tmp_path):
     result = check(toy, record=True, root=root, jobs=1)
     assert read_json(root / "results" / "toy.laptop.json") == result
     assert result["git"]["dirty"] is False and len(result["git"]["commit"]) == 40
+    assert result["history"] == []
     assert (root / "results" / "toy.laptop.png").is_file()
+
+    # A result that replaces another one keeps what that one said.
+    mark_stale("toy", folder=root / "results")
+    again = check(toy, record=True, root=root, jobs=1)
+    commit, since = result["git"]["commit"], again["history"][1]["date"]
+    assert again["history"] == [
+        {"date": result["date"], "verdict": "confirmed", "commit": commit},
+        {"date": since, "verdict": "stale", "commit": commit},
+    ]
+    assert again["stale"] is False and result["date"] <= since <= again["date"]
+    words = [change.verdict for change in changes(read_results(root / "results"))]
+    assert words == ["confirmed", "stale", "confirmed"]
 
     # The record against changed code: words, code that computes the same, other numbers, another margin.
     assert stale(toy, folder=root / "results") == "fresh"

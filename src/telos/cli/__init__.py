@@ -17,6 +17,9 @@ VERBS = {
     "fit": "train a method on your own data",
     "resume": "go on with an interrupted run",
     "eval": "measure a product in an environment or on data",
+    "serve": "the papers on a local web page, where checks can be run",
+    "site": "the same pages as static files",
+    "digest": "new papers and changed verdicts since a date",
     "new": "write the skeleton of a paper (in a source checkout)",
 }
 USAGE = "telos VERB [options]"

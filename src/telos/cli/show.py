@@ -13,8 +13,7 @@ from rich.text import Text
 from telos import catalogue
 from telos.cli.common import Parser, number, print_json
 from telos.cli.papers import STYLES
-from telos.core.registry import entries
-from telos.judge.results import Result, read_results
+from telos.judge.results import Result
 
 SECTIONS = {"equations": "Equations", "deviations": "What differs from the paper", "traps": "Traps"}
 VERBATIM = ("Equations", "Use", "At the paper's scale")
@@ -26,31 +25,11 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("slug", metavar="SLUG", help="as `telos papers` and `telos papers --baselines` list them")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     options = parser.read(argv)
-    page = read(options.slug)
+    page = catalogue.page(options.slug)
     if options.json:
         print_json(page)
     else:
         show(page, Console(highlight=False))
-
-
-def read(slug: str) -> dict[str, Any]:
-    """The row of `slug` (see telos.catalogue) with what its page says besides.
-
-    Further keys: paper_claim {"where", "text"} or None; equations, deviations, traps, usage (lists); at_scale (text or
-    None); options {class: [{"name", "type", "default", "doc"}]}; has_claim; results {scale: result.json}.
-    """
-    row = catalogue.find(slug)
-    entry = entries().get(slug)
-    header = entry.header if entry else {}
-    return {
-        **row,
-        "paper_claim": header.get("paper_claim"),
-        **{key: header.get(key, []) for key in (*SECTIONS, "usage")},
-        "at_scale": header.get("at_scale"),
-        "options": catalogue.hyperparameters(entry) if entry else {},
-        "has_claim": entry is not None and entry.claim_module is not None,
-        "results": {scale: result for (name, scale), result in read_results().items() if name == slug},
-    }
 
 
 def show(page: Mapping[str, Any], console: Console) -> None:

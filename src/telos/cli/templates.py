@@ -35,11 +35,23 @@ if TYPE_CHECKING:
 
 PAPER = {
 @HEADER@
-    "paper_claim": {"where": "TODO Table or Figure", "text": "TODO what the paper reports there, retold."},
-    "equations": [r"\\overline{(\\pi(s)-a)^2}"],  # TODO
+    "paper_claim": {
+        "where": "TODO Table or Figure",
+        "text": "TODO what the paper reports there, retold.",
+        "value": "TODO its figures, each with (unverified) where it was not read in the paper; or: a plot, no number",
+        "data": "TODO the paper's data sets or environments",
+        "model": "TODO the paper's model or network, with its size",
+        "mechanism": "TODO why the claim's small experiment tests the same mechanism, and what it cannot test.",
+    },
+    "equations": [r"\\mathcal L=\\mathbb E\\left[(\\pi(s)-a)^2\\right]"],  # TODO
     "deviations": ["TODO"],
     "traps": ["TODO"],
-    "usage": ["telos fit @SLUG@ --data transitions.npz --steps 10000"],
+    "terms": ["TODO", "three to eight search terms", "that stand in no other text here"],
+    "usage": [
+        "telos fit @SLUG@ --data transitions.npz --steps 100 --out runs/@SLUG@",
+        'policy = telos.@CLASS@().fit("transitions.npz", steps=100)',
+        'policy.save("my-policy")',
+    ],  # TODO run as written by tests/test_usage.py, which has the list of example files
     "at_scale": "telos fit @SLUG@ --data minari:mujoco/halfcheetah/medium-v0 --steps 1000000",  # TODO
 }
 
@@ -51,11 +63,11 @@ class @CLASS@(Method):
     data: ClassVar[type] = Transitions
 
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers. TODO the source of each default."""
+    """Widths of the hidden layers. Paper: TODO (or "Repository: ...", or "telos: ..." for a choice of ours)."""
     learning_rate: float = 3e-4
-    """Of Adam. TODO."""
+    """Of Adam. Paper: TODO."""
     batch_size: int = 256
-    """Transitions an update. TODO."""
+    """Transitions an update. Paper: TODO."""
 
     def prepare(self, spec: Spec) -> Spec:
         box(spec.data, "@CLASS@")

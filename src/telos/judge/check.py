@@ -7,8 +7,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ import numpy as np
 
 import telos
 from telos.core.errors import TelosError
-from telos.core.files import write_json
+from telos.core.files import read_json, write_json
 from telos.judge import cache
 from telos.judge.claim import Budget, Claim, load_claim, part_from_json, part_metric
 from telos.judge.closure import closure_hash
 from telos.judge.plots import draw
 from telos.judge.report import Board, describe, show
-from telos.judge.results import Result, git_state, read_result, repository, results_folder
+from telos.judge.results import Result, git_state, history_with, now, read_result, repository, results_folder
 from telos.judge.run import Task, default_jobs, run_tasks
 from telos.judge.stats import binary_mean, bootstrap_iqm, bootstrap_mean, paired_t
 from telos.judge.verdict import Holds, Verdict, judge_parts
@@ -32,6 +31,16 @@ DIGEST_RTOL, DIGEST_ATOL = 1e-3, 1e-4
 
 Runs = dict[str, list[dict[str, Any]]]
 """Arm -> one run a seed: {"seed", "measures", "points", "digest", "seconds"}."""
+
+Observer = Callable[[dict[str, Any]], None]
+"""Hears of a check as it runs, in this process, in dictionaries of JSON:
+
+    {"event": "start", "slug", "scale", "mode": "full" | "quick", "runs", "cached", "arms": {name: label},
+     "metrics": {name: meaning, judged ones first}, "seeds", "minutes": the claim's own}
+    {"event": "run", "arm", "label", "seed", "seconds", "measures": {metric: number}, "done", "total",
+     "left": seconds, "cached"}, for each run, those from the cache first
+    {"event": "verdict", "verdict", "parts": [{"text", "status", "interval"}], "quick"}, when files are written
+"""
 
 
 def check(
@@ -44,6 +53,7 @@ def check(
     record: bool = False,
     seeds: tuple[int, ...] | None = None,
     root: Path | None = None,
+    observer: Observer | None = None,
 ) -> Result:
     """Runs the claim of `slug`, prints its table and verdict, writes result.json and figure.png, returns the result.
 
@@ -55,6 +65,7 @@ def check(
         record: writes to results/ of the source tree instead; refused where code is uncommitted.
         seeds: other seeds than the claim's, to develop with (from 1000 up); never recorded.
         root: the source tree for git and `record`; the one this package runs from by default.
+        observer: hears of the start, of each run and of the verdict.
 
     Raises:
         TelosError: unknown slug or scale, a failing arm, a dirty source tree with `record`.
@@ -67,25 +78,19 @@ def check(
     if record:
         _refuse_record(quick, seeds, root)
     begun = time.monotonic()
-    runs = _run(slug, scale, claim, used, "quick" if quick else "full", default_jobs() if jobs is None else jobs)
+    budget: Budget = "quick" if quick else "full"
+    runs = _run(slug, scale, claim, used, budget, default_jobs() if jobs is None else jobs, observer)
     result = _result(slug, scale, claim, used, runs, quick)
     result["wall_seconds"] = round(time.monotonic() - begun, 1)
     git = git_state(root)
     result["git"] = {"commit": git["commit"], "dirty": bool(git["dirty"])} if git else None
-    if quick:
-        show(result)
-        return result
     if record:
         _refuse_record(quick, seeds, root)
-        folder = results_folder(root)
-        assert folder is not None
-        file, picture = folder / f"{result['slug']}.{scale}.json", folder / f"{result['slug']}.{scale}.png"
-    else:
-        folder = Path(out) if out is not None else Path("runs") / "check" / f"{result['slug']}.{scale}"
-        file, picture = folder / "result.json", folder / "figure.png"
-    write_json(file, result)
-    drawn = draw(result, picture, claim.plot)
-    show(result, [file, picture] if drawn else [file])
+    written = [] if quick else _write(result, claim, out, results_folder(root) if record else None)
+    show(result, written)
+    if observer:
+        parts = [{key: part[key] for key in ("text", "status", "interval")} for part in result["parts"]]
+        observer({"event": "verdict", "verdict": result["verdict"], "parts": parts, "quick": quick})
     return result
 
 
@@ -131,7 +136,15 @@ def claim_closure(claim: Claim) -> str:
     return closure_hash(set().union(*(arm.modules() for arm in claim.arms.values())))
 
 
-def _run(slug: str, scale: str, claim: Claim, seeds: Iterable[int], budget: Budget, jobs: int) -> Runs:
+def _run(
+    slug: str,
+    scale: str,
+    claim: Claim,
+    seeds: Iterable[int],
+    budget: Budget,
+    jobs: int,
+    observer: Observer | None = None,
+) -> Runs:
     """All arms on all seeds, from the cache where it has them; with a full budget each arm's digest too, first."""
     seeds = tuple(seeds)
     wanted: list[tuple[str, int, Budget]] = [(arm, seed, budget) for seed in seeds for arm in claim.arms]
@@ -141,7 +154,7 @@ def _run(slug: str, scale: str, claim: Claim, seeds: Iterable[int], budget: Budg
         for arm, seed, kind in [*(first if budget == "full" else []), *wanted]
     ]
     values = {task: value for task in tasks if (value := cache.find(task.key)) is not None}
-    with Board(claim, [task for task in tasks if task.budget == budget], jobs) as board:
+    with Board(claim, [task for task in tasks if task.budget == budget], jobs, observer) as board:
         board.found({task: value for task, value in values.items() if task.budget == budget})
 
         def done(task: Task, value: dict[str, Any]) -> None:
@@ -181,8 +194,21 @@ def _result(slug: str, scale: str, claim: Claim, seeds: tuple[int, ...], runs: R
         "judged": _judged(claim),
         "arm_seconds": round(sum(run["seconds"] for arm in arms.values() for run in arm["runs"]), 1),
         "closure": claim_closure(claim), "machine": machine(), "versions": versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
     }  # fmt: skip
+
+
+def _write(result: Result, claim: Claim, out: str | Path | None, recorded: Path | None) -> list[Path]:
+    """Writes the result and its picture: into the folder `recorded` with the history, else into one of their own."""
+    name = f"{result['slug']}.{result['scale']}"
+    if recorded is not None:
+        file, picture = recorded / f"{name}.json", recorded / f"{name}.png"
+        result["history"] = history_with(read_json(file)) if file.is_file() else []
+    else:
+        folder = Path(out) if out is not None else Path("runs") / "check" / name
+        file, picture = folder / "result.json", folder / "figure.png"
+    write_json(file, result)
+    return [file, picture] if draw(result, picture, claim.plot) else [file]
 
 
 def _add_derived(arms: dict[str, dict[str, Any]], claim: Claim, index: int, seed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,16 @@ TABLE: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justi
 
 
 class Board:
-    """Progress of a check's arms: a live table on a terminal, elsewhere a line an arm; silent at TELOS_PROGRESS=0."""
+    """Progress of a check's arms: a live table on a terminal, elsewhere a line an arm; silent at TELOS_PROGRESS=0.
 
-    def __init__(self, claim: Claim, tasks: Sequence[Task], jobs: int):
-        self.claim, self.tasks, self.jobs = claim, tasks, jobs
+    Args:
+        observer: is told of the start and of each run as dictionaries (see `check`), whatever TELOS_PROGRESS says.
+    """
+
+    def __init__(
+        self, claim: Claim, tasks: Sequence[Task], jobs: int, observer: Callable[[dict[str, Any]], None] | None = None
+    ):
+        self.claim, self.tasks, self.jobs, self.observer = claim, tasks, jobs, observer
         self.metrics = list(dict.fromkeys([*map(part_metric, claim.parts), *claim.metrics]))
         self.values: dict[Task, dict[str, Any]] = {}
         self.cached = 0
@@ -51,11 +57,15 @@ class Board:
             self.live.stop()
 
     def found(self, values: Mapping[Task, dict[str, Any]]) -> None:
-        """These came from the cache."""
+        """These came from the cache; said once, before the first run, also where there are none."""
         self.values |= values
         self.cached = len(values)
         if values:
             self._print(f"{len(values)} of {len(self.tasks)} arms from the cache")
+        if self.observer:
+            self.observer(self.start_event())
+            for count, (task, value) in enumerate(values.items(), 1):
+                self.observer(self.run_event(task, value, count, cached=True))
 
     def done(self, task: Task, value: dict[str, Any]) -> None:
         """This one has just ended."""
@@ -68,6 +78,26 @@ class Board:
             self._print(
                 f"{self.label(task.arm)} seed {task.seed} done in {value['seconds']:.1f} s ({place}{left}){measured}"
             )
+        if self.observer:
+            self.observer(self.run_event(task, value, len(self.values), cached=False))
+
+    def start_event(self) -> dict[str, Any]:
+        """What will run: arms with their labels, metrics with their meanings (judged ones first), seeds."""
+        first = self.tasks[0]
+        return {
+            "event": "start", "slug": first.slug.rsplit(".", 1)[-1], "scale": first.scale, "mode": first.budget,
+            "runs": len(self.tasks), "cached": self.cached, "arms": {arm: self.label(arm) for arm in self.claim.arms},
+            "metrics": {metric: self.claim.metrics[metric] for metric in self.metrics},
+            "seeds": sorted({task.seed for task in self.tasks}), "minutes": self.claim.minutes,
+        }  # fmt: skip
+
+    def run_event(self, task: Task, value: Mapping[str, Any], count: int, cached: bool) -> dict[str, Any]:
+        """One run that is there now, the `count`-th, and the seconds left."""
+        return {
+            "event": "run", "arm": task.arm, "label": self.label(task.arm), "seed": task.seed,
+            "seconds": value["seconds"], "measures": value["measures"], "done": count, "total": len(self.tasks),
+            "left": round(self.seconds_left(), 1), "cached": cached,
+        }  # fmt: skip
 
     def label(self, arm: str) -> str:
         return self.claim.arms[arm].label or arm

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,64 @@ def read_result(slug: str, scale: str = "laptop", folder: Path | None = None) ->
 
 
 def mark_stale(slug: str, scale: str = "laptop", stale: bool = True, folder: Path | None = None) -> None:
-    """Sets the field "stale" of a recorded result, which listings show."""
+    """Sets the field "stale" of a recorded result, which listings show; its word before goes into its history.
+
+    The date of the mark is kept as "stale_since", or where the mark is taken back as "fresh_since". Nothing is written
+    where the mark is set as asked already.
+    """
     result = read_result(slug, scale, folder)
+    if result["stale"] == stale:
+        return
     folder = folder or results_folder()
     assert folder is not None
-    write_json(folder / f"{slug}.{scale}.json", {**result, "stale": stale})
+    kept = {key: value for key, value in result.items() if key not in ("stale_since", "fresh_since")}
+    mark = {"stale": stale, "stale_since" if stale else "fresh_since": now(), "history": history_with(result)}
+    write_json(folder / f"{slug}.{scale}.json", {**kept, **mark})
+
+
+@dataclass(frozen=True)
+class Change:
+    """A claim got another word: from `date` (ISO, UTC) on it is `verdict`, or "stale"; `before` is None at first."""
+
+    date: str
+    slug: str
+    scale: str
+    verdict: str
+    before: str | None
+
+
+def changes(results: Mapping[tuple[str, str], Result]) -> list[Change]:
+    """Every change of a word that the results and their histories tell of, newest first.
+
+    The first verdict is a change; the same verdict measured again is none.
+    """
+    found: list[Change] = []
+    for (slug, scale), result in results.items():
+        before = None
+        for state in history_with(result):
+            if state["verdict"] != before:
+                found.append(Change(state["date"], slug, scale, state["verdict"], before))
+            before = state["verdict"]
+    # Reversed after the stable sort: of two changes within one second the later stands first too.
+    return sorted(found, key=lambda change: change.date)[::-1]
+
+
+def history_with(result: Result) -> list[dict[str, Any]]:
+    """The states that a result has had, oldest first, its own last: {"date", "verdict", "commit"}.
+
+    "verdict" is the verdict or "stale", "date" since when it was that, "commit" the code that was measured. The same
+    list stands in a result that replaces this one, under "history".
+    """
+    stale = result.get("stale", False)
+    since = result.get("stale_since" if stale else "fresh_since", result["date"])
+    commit = result["git"]["commit"] if result.get("git") else None
+    state = {"date": since, "verdict": "stale" if stale else result["verdict"], "commit": commit}
+    return [*result.get("history", []), state]
+
+
+def now() -> str:
+    """The time as results write it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_state(root: Path | None) -> dict[str, Any] | None:

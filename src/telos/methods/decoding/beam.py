@@ -25,7 +25,13 @@ BASELINE = {
     "product": "Generator",
     "data": "a model, and a purpose if the beams are to be reranked",
     "summary": "Grows the likeliest partial answers token by token; with a purpose it returns the best-scored of them.",
-    "equations": [r"y^*=\arg\max_{y\in\mathcal B_w}\log P(y\mid x)"],
+    "equations": [
+        r"c(y_t)=\log\pi(y_{1:t}\mid x)",
+        r"\mathcal B_t=\operatorname{top}_b\left\{(y_{1:t-1},y_t):\ y_{1:t-1}\in\mathcal B_{t-1}\right\}"
+        r"\text{ by }c(y_t)",
+        r"y^*=\operatorname{argmax}_{y\in\mathcal B}\log\pi(y\mid x),\quad\text{or}\quad "
+        r"y^*=\operatorname{argmax}_{y\in\mathcal B}h(y,x)",
+    ],
     "deviations": ["A beam that ends leaves its place, so the search is over when all have ended."],
 }
 

@@ -34,7 +34,10 @@ BASELINE = {
     "product": "Generator",
     "data": "a model and a purpose",
     "summary": "Samples n completions and returns the best-scored one.",
-    "equations": [r"y^*=\arg\max_{i\le n} r(x,y_i),\qquad \mathrm{KL}\le\log n-\tfrac{n-1}n"],
+    "equations": [
+        r"y_1,\dots,y_n\sim\pi(\cdot\mid x),\quad y^*=\operatorname{argmax}_{y_i}h(y_i,x)",
+        r"\mathrm{KL}(\pi_n\Vert\pi)\le\log n-\frac{n-1}{n}",
+    ],
     "deviations": [],
 }
 

@@ -3,7 +3,7 @@ r"""DeAL: decoding as search over a frozen model, guided by likelihood and the r
 Huang et al. 2024, arXiv 2402.06147. States are token sequences, an action appends a token. At each step the k likeliest
 next tokens are candidates; each is followed by l tokens of look-ahead, and scored by
 
-    c(y_t) = log P(y_{1:t} | p) + lambda h(y_{1:t+l}, p),    h = sum_m w_m R_m
+    c(y_t) = log pi(y_{1:t} | x) + lambda h(y_{1:t+l}, x),    h = sum_m w_m R_m
 
 The likelihood covers the answer up to and including the candidate, not the look-ahead; h sees the look-ahead too. Ties
 keep the model's own ranking. The greedy agent commits the best candidate; the beam agent keeps the b best of all; the
@@ -66,13 +66,24 @@ PAPER = {
     "claim": "At no more tokens of the frozen model, DeAL with look-ahead covers all required keywords more often than "
     "best-of-n and than DeAL without look-ahead.",
     "paper_claim": {
-        "where": "CommonGen keyword coverage (table; read second-hand)",
-        "text": "On top of a prompt that asks for the words, DeAL lifts hard coverage from .62 to .80 (Falcon-7B), "
-        ".71 to .85 (MPT-7B) and .30 to .51 (Dolly-3B).",
+        "where": "CommonGen keyword coverage (table of the ACL version; read second-hand)",
+        "text": "On top of a prompt that asks for the words, DeAL makes all three models use all of them more often.",
+        "value": "share of sentences with all words, prompt alone and with DeAL: .62 and .80 (Falcon-7B), .71 and .85 "
+        "(MPT-7B), .30 and .51 (Dolly-3B) (read second-hand)",
+        "data": "CommonGen; other tables: length limits on XSum, harmlessness on HarmfulQ and Anthropic HH",
+        "model": "Falcon-7B-Instruct, MPT-7B-Instruct and Dolly-v2-3B, frozen; reward models of OPT-125M",
+        "mechanism": "Our model, too, follows its prompt only sometimes, and a word earns its reward once its last "
+        "piece is written, so a search without look-ahead is blind where one with it is not. Best-of-n gets as many "
+        "tokens as the search. Fluent large models, learned rewards and harmlessness are not tested.",
     },
     "equations": [
-        r"c(y_t)=\log P(y_{1:t}\mid p)+\lambda\,h(y_{1:t+l},p)",
-        r"h=\sum_m w_m R_m",
+        r"\mathcal C_t=\operatorname{top}_k\,\pi(\cdot\mid x,y_{<t}),\quad "
+        r"y_{t+j}=\operatorname{argmax}_v\pi(v\mid x,y_{<t+j}),\ j=1,\dots,l",
+        r"c(y_t)=\log\pi(y_{1:t}\mid x)+\lambda\,h(y_{1:t+l},x)",
+        r"h(y,x)=\sum_m w_m R_m(y,x)",
+        r"y_t^*=\operatorname{argmax}_{y_t\in\mathcal C_t}c(y_t),\quad\text{or}\quad"
+        r"\mathcal B_t=\operatorname{top}_b\left\{(y_{1:t-1},y_t):\ y_{1:t-1}\in\mathcal B_{t-1},\ "
+        r"y_t\in\mathcal C_t\right\}\text{ by }c(y_t)",
     ],
     "deviations": [
         "The paper's k, look-ahead and lambda could not be found; defaults are for small models.",
@@ -85,9 +96,22 @@ PAPER = {
         "A purpose that cannot tell the candidates apart leaves the model's own ranking.",
         "Greedy look-aheads and beam proposals are deterministic: n answers are n copies.",
     ],
+    "terms": [
+        "inference-time",
+        "test-time compute",
+        "controlled generation",
+        "guided decoding",
+        "constrained",
+        "lookahead",
+        "A* search",
+        "lexical constraints",
+    ],
     "usage": [
-        "telos fit deal --model telos:stories260k --purpose keywords:cat,flower --weight 10 --out runs/deal",
-        "telos.DeAL(k=5, lookahead=16, weight=5.0).fit(model='MODEL', purpose=score).generate(['Once upon a time'])",
+        "telos fit deal --model telos:tiny --purpose keywords:good1,good2 --lookahead 8 --weight 5 --out runs/deal",
+        "method = telos.DeAL(k=5, lookahead=8, weight=5.0)",
+        'policy = method.fit(model="telos:tiny", purpose="keywords:good1,good2")',
+        'print(policy.generate(["topic1", "topic2"]).texts)',
+        'policy.save("my-search")',
     ],
     "at_scale": "telos fit deal --model tiiuae/falcon-7b-instruct --purpose keywords:dog,ball,catch --k 10 "
     "--lookahead 32 --weight 5 --out runs/deal",
@@ -108,27 +132,27 @@ class DeAL(Method):
     k: int = 5
     """Candidates at each step, the likeliest tokens, >= 1; cost grows with it. Paper: 10 (not verified)."""
     lookahead: int = 16
-    """Tokens written after each candidate before the purpose looks, >= 0; cost grows with it. 0: none."""
+    """Tokens written after each candidate before the purpose looks; 0 for none. Paper: 32 (not verified)."""
     weight: float = 1.0
-    """lambda >= 0: reward against log-likelihood in nats. Tune for the purpose's scale: 0.5 to 10 for [0, 1]."""
+    """lambda >= 0: reward against log-likelihood in nats. telos: tune it, 0.5 to 10 for a purpose in [0, 1]."""
     agent: Literal["greedy", "beam", "best_first"] = "greedy"
-    """greedy commits the best candidate, beam keeps the `beams` best, best_first takes up the best of all seen."""
+    """Commit the best candidate, keep the `beams` best, or take up the best of all seen. telos: greedy."""
     beams: int = 4
-    """beam only: answers that are kept."""
+    """beam only: answers that are kept. telos: not tuned."""
     expansions: int = 64
-    """best_first only: answers taken up for each prompt; after these it only goes deeper."""
+    """best_first only: answers taken up for each prompt; after these it only goes deeper. telos: not tuned."""
     rollout: Literal["greedy", "sample"] = "greedy"
-    """How the look-ahead is written: the likeliest token, or samples."""
+    """How the look-ahead is written: the likeliest token, or samples. Paper: greedy."""
     samples: int = 4
-    """sample only: look-aheads of each candidate."""
+    """sample only: look-aheads of each candidate. telos: not tuned."""
     reduce: Literal["mean", "max"] = "mean"
-    """sample only: what counts of their rewards."""
+    """sample only: what counts of their rewards. telos: mean."""
     temperature: float = 1.0
-    """sample only: of the look-ahead, > 0."""
+    """sample only: of the look-ahead, > 0. telos: 1, the model itself."""
     template: str = "{prompt}"
-    """What the model is shown, with {prompt} for the prompt: the place of an instruction (start-state adaptation)."""
+    """What the model is shown, with {prompt} for the prompt: where an instruction goes. Paper: chosen by hand."""
     max_new_tokens: int = 64
-    """Longest answer in tokens; half the context where that is less."""
+    """Longest answer in tokens; half the context where that is less. telos: 64."""
 
     def __post_init__(self) -> None:
         counts = ("k", "beams", "expansions", "samples", "max_new_tokens")
@@ -185,11 +209,11 @@ class BlockDeAL(Method):
     max_iterations: int = 10
     """Most blocks. AISteer360: 10."""
     proposals: Literal["beam", "sample"] = "beam"
-    """beam: the likeliest continuations; sample: drawn from the model."""
+    """beam: the likeliest continuations; sample: drawn from the model. AISteer360: beam."""
     template: str = "{prompt}"
-    """What the model is shown, with {prompt} for the prompt: the place of an instruction (start-state adaptation)."""
+    """What the model is shown, with {prompt} for the prompt: where an instruction goes. Paper: chosen by hand."""
     max_new_tokens: int = 64
-    """Longest answer in tokens; half the context where that is less."""
+    """Longest answer in tokens; half the context where that is less. telos: 64."""
 
     def __post_init__(self) -> None:
         check_options(self, ("init_beams", "lookahead", "topk", "max_iterations", "max_new_tokens"), True)

@@ -3,11 +3,11 @@
 Ho, Jain, Abbeel: Denoising Diffusion Probabilistic Models, NeurIPS 2020, arXiv 2006.11239; as a policy: Pearce et al.,
 Imitating Human Behaviour with Diffusion Models, ICLR 2023, arXiv 2301.10677; Chi et al., Diffusion Policy, RSS 2023.
 
-With alpha-bar_t decreasing over t = 1 .. T, a network e predicts the noise in the actions a of a window:
+With alpha-bar_j decreasing over j = 1 .. J, a network F predicts the noise in the actions a of a window:
 
-    mean || e(sqrt(alpha-bar_t) a + sqrt(1 - alpha-bar_t) eps, s, g, t) - eps ||^2,   t uniform        (1)
+    mean || F(sqrt(alpha-bar_j) a + sqrt(1 - alpha-bar_j) eps, s, g, j) - eps ||^2,   j uniform        (1)
 
-To act, x_T is noise and each of the T steps draws from q(x_{t-1} | x_t, a') with a' the actions that e implies,
+To act, x_J is noise and each of the J steps draws from q(x_{j-1} | x_j, a') with a' the actions that F implies,
 clipped to the training range. The chain's length is fixed in training.
 """
 
@@ -48,12 +48,20 @@ BASELINE = {
     "data": "play trajectories",
     "summary": "Goal-conditioned diffusion policy that predicts noise and runs a fixed chain of denoising steps.",
     "equations": [
-        r"\overline{\|e(\sqrt{\bar\alpha_t}a+\sqrt{1-\bar\alpha_t}\,\epsilon,s,g,t)-\epsilon\|^2}",
-        r"x_{t-1}\sim q(x_{t-1}\mid x_t,\hat a(x_t)),\quad t=T,\dots,1",
+        r"s=s_{t-k+1:t},\quad a=a_{t-k+1:t},\quad g=s_{t'}\text{ with }t'>t",
+        r"\mathcal L=\mathbb E\left[\left\lVert F_\theta(\sqrt{\bar\alpha_j}\,a+\sqrt{1-\bar\alpha_j}\,\epsilon,s,g,j)"
+        r"-\epsilon\right\rVert^2\right],\quad j\sim U\{1,\dots,J\},\ \epsilon\sim\mathcal N(0,I)",
+        r"D_\theta(x_j)=\operatorname{clip}\left(\frac{x_j-\sqrt{1-\bar\alpha_j}\,F_\theta(x_j,s,g,j)}"
+        r"{\sqrt{\bar\alpha_j}},a_{\min},a_{\max}\right)",
+        r"x_J\sim\mathcal N(0,I),\quad "
+        r"x_{j-1}\sim\mathcal N\left(\frac{\sqrt{\bar\alpha_{j-1}}(1-\alpha_j)D_\theta(x_j)"
+        r"+\sqrt{\alpha_j}(1-\bar\alpha_{j-1})x_j}{1-\bar\alpha_j},\ "
+        r"\frac{(1-\alpha_j)(1-\bar\alpha_{j-1})}{1-\bar\alpha_j}I\right),\quad"
+        r"\alpha_j=\frac{\bar\alpha_j}{\bar\alpha_{j-1}}",
     ],
     "deviations": [
-        "The network and its inputs are BESO's, so that the two differ in the diffusion alone: the step t enters as "
-        "log(sigma_t) / 4 with sigma_t = sqrt(1 / alpha-bar_t - 1).",
+        "The network and its inputs are BESO's, so that the two differ in the diffusion alone: the step j enters as "
+        "log(sigma_j) / 4 with sigma_j = sqrt(1 / alpha-bar_j - 1).",
     ],
 }
 

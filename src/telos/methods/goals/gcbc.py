@@ -40,7 +40,10 @@ BASELINE = {
     "product": "Policy",
     "data": "play trajectories",
     "summary": "Regression of the recorded action on the state and a future state taken as the goal.",
-    "equations": [r"\overline{\|\pi(s,g)-a\|^2},\quad g=s_{t'},\;t'>t"],
+    "equations": [
+        r"s=s_{t-k+1:t},\quad a=a_t,\quad g=s_{t'}\text{ with }t'>t",
+        r"\mathcal L=\mathbb E\left[\left\lVert\pi(s,g)-a\right\rVert^2\right]",
+    ],
     "deviations": ["Goals are drawn uniformly from the episode's future, or are its end, as option final_goals says."],
 }
 

@@ -5,9 +5,9 @@ One step of training is one round: B completions of the current policy pi_old ar
 minibatches are taken from them.
 
     r_t   = -beta (log pi_old(y_t) - log pi_ref(y_t)) + [t = T] r(x, y)
-    A_t   = sum_l (gamma lambda)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l}),   R_t = A_t + V_t
+    A_t   = sum_l (gamma lambda)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l}),   G_t = A_t + V_t
     L_pi  = -mean_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t),      rho_t = pi(y_t) / pi_old(y_t)
-    L_V   = 1/2 mean_t max((V - R)^2, (V_old + clip(V - V_old, +-eps_v) - R)^2)
+    L_V   = 1/2 mean_t max((V - G)^2, (V_old + clip(V - V_old, +-eps_v) - G)^2)
 
 Means are over the tokens of a minibatch; A is whitened over the round. The critic is a network of its own. Other
 methods hold PPO as a field and change a round through `telos.lm.hooks.RoundHooks` (given as `hooks`).
@@ -43,9 +43,16 @@ BASELINE = {
     "data": "prompts + purpose",
     "summary": "Token-level policy gradient with a critic and clipped ratios.",
     "equations": [
-        r"r_t=-\beta\log\frac{\pi_{old}(y_t)}{\pi_{ref}(y_t)}+\mathbb 1[t=T]\,r(x,y)",
-        r"\mathcal L_\pi=-\overline{\min(\rho_tA_t,\ \mathrm{clip}(\rho_t,1-\epsilon,1+\epsilon)A_t)}",
-        r"\mathcal L_V=\tfrac12\overline{\max((V-R)^2,(V_{old}+\mathrm{clip}(V-V_{old},\pm\epsilon_v)-R)^2)}",
+        r"r_t=-\beta\log\frac{\pi_{\mathrm{old}}(y_t\mid x,y_{<t})}{\pi_{\mathrm{ref}}(y_t\mid x,y_{<t})}"
+        r"+\mathbb 1[t=T]\,r(x,y),\quad y\sim\pi_{\mathrm{old}}(\cdot\mid x)",
+        r"\delta_t=r_t+\gamma V_{\mathrm{old},t+1}-V_{\mathrm{old},t},\quad "
+        r"A_t=\sum_{l\ge 0}(\gamma\lambda)^l\,\delta_{t+l},\quad G_t=A_t+V_{\mathrm{old},t}",
+        r"\rho_t=\frac{\pi_\theta(y_t\mid x,y_{<t})}{\pi_{\mathrm{old}}(y_t\mid x,y_{<t})},\quad"
+        r"\tilde A_t=\frac{A_t-\operatorname{mean}(A)}{\operatorname{std}(A)}",
+        r"\mathcal L_\pi=-\mathbb E_t\left[\min\left(\rho_t\tilde A_t,\ "
+        r"\operatorname{clip}(\rho_t,1-\epsilon,1+\epsilon)\,\tilde A_t\right)\right]",
+        r"\mathcal L_V=\frac{1}{2}\mathbb E_t\left[\max\left((V_t-G_t)^2,\ "
+        r"(V_{\mathrm{old},t}+\operatorname{clip}(V_t-V_{\mathrm{old},t},-\epsilon_V,\epsilon_V)-G_t)^2\right)\right]",
     ],
     "deviations": ["The critic is a network of its own that starts from the policy's body (or a reward model)."],
 }

@@ -35,7 +35,12 @@ BASELINE = {
     "product": "Generator",
     "data": "prompts + purpose",
     "summary": "REINFORCE on whole completions with the other samples' mean as baseline.",
-    "equations": [r"A_i=R_i-\frac1{n-1}\sum_{j\ne i}R_j", r"\mathcal L=-\mathbb E\,A_i\log\pi_\theta(y_i|x)"],
+    "equations": [
+        r"R_i=r(x,y_i)-\beta\log\frac{\pi_{\mathrm{old}}(y_i\mid x)}{\pi_{\mathrm{ref}}(y_i\mid x)},\quad "
+        r"y_1,\dots,y_n\sim\pi_{\mathrm{old}}(\cdot\mid x),\quad\pi_{\mathrm{old}}=\pi_\theta",
+        r"A_i=R_i-\frac{1}{n-1}\sum_{j\ne i}R_j",
+        r"\mathcal L=-\mathbb E\left[A_i\log\pi_\theta(y_i\mid x)\right]",
+    ],
     "deviations": [],
 }
 

@@ -33,7 +33,10 @@ BASELINE = {
     "product": "Policy",
     "data": "offline transitions",
     "summary": "Behaviour cloning: supervised learning of the recorded actions; rewards are not read.",
-    "equations": [r"\overline{(\pi(s)-a)^2}\quad\text{or}\quad-\overline{\log\pi(a\mid s)}"],
+    "equations": [
+        r"\mathcal L_\pi=\mathbb E\left[(\pi(s)-a)^2\right]",
+        r"\mathcal L_\pi=-\mathbb E\left[\log\pi(a\mid s)\right]\quad\text{(Gaussian policies, discrete actions)}",
+    ],
     "deviations": ["Two hidden layers and Adam, as the offline RL methods compared with it."],
 }
 

@@ -4,7 +4,7 @@ Kostrikov, Nair, Levine: Offline Reinforcement Learning with Implicit Q-Learning
 
 With Q' the smaller of the two target critics, each update takes one step on the sum of
 
-    V:   mean |tau - 1(u < 0)| u^2,          u = Q'(s, a) - V(s)                                    (1)
+    V:   mean |eta - 1(u < 0)| u^2,          u = Q'(s, a) - V(s),   eta = expectile                 (1)
     Q_i: mean (r + discount V(s') - Q_i(s, a))^2, summed over both                                  (2)
     pi:  - mean min(exp(beta (Q'(s, a) - V(s))), clip) log pi(a | s)                                (3)
 
@@ -49,9 +49,11 @@ BASELINE = {
     "summary": "Expectile regression finds the value of the best recorded actions; the policy imitates those, weighted "
     "by their advantage. No action outside the data is ever evaluated.",
     "equations": [
-        r"L_V=\overline{|\tau-\mathbb 1(u<0)|\,u^2},\quad u=Q'(s,a)-V(s)",
-        r"L_Q=\overline{(r+\gamma V(s')-Q_i(s,a))^2}",
-        r"L_\pi=-\overline{\min(e^{\beta(Q'(s,a)-V(s))},c)\,\log\pi(a\mid s)}",
+        r"\mathcal L_V=\mathbb E\left[|\eta-\mathbb 1[u<0]|\,u^2\right],\quad u=\min_{i=1,2}Q'_i(s,a)-V(s)",
+        r"y=r+\gamma\,\mathbb 1[s'\text{ not terminal}]\,V(s')",
+        r"\mathcal L_Q=\sum_{i=1}^{2}\mathbb E\left[(Q_i(s,a)-y)^2\right]",
+        r"\mathcal L_\pi=-\mathbb E\left[\min\left(e^{\beta u},w_{\max}\right)\log\pi(a\mid s)\right]",
+        r"Q'_i\leftarrow\tau Q_i+(1-\tau)Q'_i",
     ],
     "deviations": ["The three losses read the parameters from before the update; one optimiser step serves all."],
 }

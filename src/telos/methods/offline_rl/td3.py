@@ -46,7 +46,14 @@ BASELINE = {
     "product": "Policy",
     "data": "offline transitions",
     "summary": "Twin critics, smoothed target actions, a delayed deterministic policy; nothing keeps it near the data.",
-    "equations": [r"L_\pi=-\overline{Q_1(s,\pi(s))}"],
+    "equations": [
+        r"a'=\operatorname{clip}\left(\pi'(s')+\operatorname{clip}(\epsilon,-c,c),a_{\min},a_{\max}\right),\quad"
+        r"\epsilon\sim\mathcal N(0,\sigma^2)",
+        r"y=r+\gamma\,\mathbb 1[s'\text{ not terminal}]\,\min_{i=1,2}Q'_i(s',a')",
+        r"\mathcal L_Q=\sum_{i=1}^{2}\mathbb E\left[(Q_i(s,a)-y)^2\right]",
+        r"\mathcal L_\pi=-\mathbb E\left[Q_1(s,\pi(s))\right]",
+        r"Q'_i\leftarrow\tau Q_i+(1-\tau)Q'_i,\quad\pi'\leftarrow\tau\pi+(1-\tau)\pi'",
+    ],
     "deviations": [
         "Experience comes from a data set, not from the policy.",
         "Observations are normalised.",

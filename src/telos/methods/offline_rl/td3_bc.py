@@ -44,8 +44,13 @@ BASELINE = {
     "data": "offline transitions",
     "summary": "TD3 with a penalty on the squared distance to the action recorded at each state.",
     "equations": [
-        r"L_\pi=-\lambda\,\overline{Q_1(s,\pi(s))}+\overline{(\pi(s)-a)^2},\quad"
-        r"\lambda=\alpha\,/\,\overline{|Q_1(s,\pi(s))|}",
+        r"a'=\operatorname{clip}\left(\pi'(s')+\operatorname{clip}(\epsilon,-c,c),a_{\min},a_{\max}\right),\quad"
+        r"\epsilon\sim\mathcal N(0,\sigma^2)",
+        r"y=r+\gamma\,\mathbb 1[s'\text{ not terminal}]\,\min_{i=1,2}Q'_i(s',a')",
+        r"\mathcal L_Q=\sum_{i=1}^{2}\mathbb E\left[(Q_i(s,a)-y)^2\right]",
+        r"\mathcal L_\pi=-\lambda\,\mathbb E\left[Q_1(s,\pi(s))\right]+\mathbb E\left[(\pi(s)-a)^2\right],\quad"
+        r"\lambda=\frac{\alpha}{\mathbb E\left[|Q_1(s,\pi(s))|\right]}",
+        r"Q'_i\leftarrow\tau Q_i+(1-\tau)Q'_i,\quad\pi'\leftarrow\tau\pi+(1-\tau)\pi'",
     ],
     "deviations": [],
 }

@@ -38,8 +38,10 @@ BASELINE = {
     "data": "prompts + purpose",
     "summary": "DPO on fresh pairs of the current policy, labelled by a purpose.",
     "equations": [
-        r"\mathcal L=-\log\sigma\big(\beta\log\tfrac{\pi_\theta(y_w|x)}{\pi_{ref}(y_w|x)}"
-        r"-\beta\log\tfrac{\pi_\theta(y_l|x)}{\pi_{ref}(y_l|x)}\big),\quad y_w,y_l\sim\pi_\theta"
+        r"y_1,y_2\sim\pi_{\mathrm{old}}(\cdot\mid x),\quad r(x,y_w)>r(x,y_l),\quad\{y_w,y_l\}=\{y_1,y_2\}",
+        r"h=\log\frac{\pi_\theta(y_w\mid x)}{\pi_{\mathrm{ref}}(y_w\mid x)}"
+        r"-\log\frac{\pi_\theta(y_l\mid x)}{\pi_{\mathrm{ref}}(y_l\mid x)}",
+        r"\mathcal L=-\mathbb E\left[\mathbb 1[r(x,y_1)\ne r(x,y_2)]\,\log\sigma(\beta h)\right]",
     ],
     "deviations": ["The purpose gives scores, the label is their order (or a Bradley-Terry draw)."],
 }

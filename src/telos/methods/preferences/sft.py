@@ -29,7 +29,10 @@ BASELINE = {
     "product": "Generator",
     "data": "prompt-completion pairs, or preference pairs (the chosen texts)",
     "summary": "Maximum likelihood of completions; on preference pairs, of the chosen ones.",
-    "equations": [r"\mathcal L=-\mathbb E\,\frac1{|y|}\log\pi_\theta(y|x)"],
+    "equations": [
+        r"\log\pi_\theta(y\mid x)=\sum_t\log\pi_\theta(y_t\mid x,y_{<t})",
+        r"\mathcal L=-\frac{\mathbb E\left[\log\pi_\theta(y\mid x)\right]}{\mathbb E\left[|y|\right]}",
+    ],
     "deviations": [],
 }
 

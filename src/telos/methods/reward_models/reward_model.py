@@ -35,7 +35,11 @@ BASELINE = {
     "product": "Scorer",
     "data": "preference pairs",
     "summary": "A scalar score of whole texts, fitted to pairs by logistic regression.",
-    "equations": [r"\mathcal L=-\mathbb E\,\log\sigma(r(x,y_w)-r(x,y_l))"],
+    "equations": [
+        r"P(y_w\succ y_l\mid x)=\sigma\left(r(x,y_w)-r(x,y_l)\right)",
+        r"\mathcal L=-\mathbb E\left[\log\sigma\left(r(x,y_w)-r(x,y_l)\right)\right]"
+        r"+c\,\mathbb E\left[\left(r(x,y_w)+r(x,y_l)\right)^2\right]",
+    ],
     "deviations": ["The score starts at zero for every text instead of at random."],
 }
 

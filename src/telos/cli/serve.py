@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from telos.cli.common import Parser
+from telos.core.errors import TelosError
 from telos.data.extras import extra
 
 
@@ -37,6 +38,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--public-runs", action="store_true", help="let others start checks, where --host is not local")
     parser.add_argument("--name", action="append", default=[], metavar="HOST", help="a further name of this server")
     options = parser.read(argv)
+    if not options.host:
+        raise TelosError("--host is empty", fix="leave it out for this machine only; 0.0.0.0 for every address")
     local = is_loopback(options.host)
     if not local:
         what = "read these pages and start checks" if options.public_runs else "read these pages"

@@ -11,31 +11,35 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from telos.core.errors import TelosError
 from telos.judge.results import read_result, results_folder
+from telos.site import feeds
 from telos.site.content import Library
 from telos.site.jobs import Busy, Job, Jobs, claim_scales
 from telos.site.render import HTML, MEDIA, POLICY, Live, Site
 
-LONGEST_ADDRESS, LONGEST_BODY = 2048, 4096
-"""Characters of path and query; bytes of a form."""
+LONGEST_ADDRESS, LONGEST_HEADERS, LONGEST_BODY = 2048, 16384, 4096
+"""Characters of path and query; bytes of all headers; bytes of a form."""
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::[0-9]{0,5})?", re.I | re.A)
+"""A Host header: an address in brackets or a name, and a port."""
 STREAMS = 32
 """Listeners to events at one time."""
 POLL, HEARTBEAT = 0.25, 15.0
@@ -80,10 +84,13 @@ class Guard:
     def refuse(self, scope: Scope) -> tuple[int, str] | None:
         """A status and why, for what is not answered at all."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if self.hosts is not None and host_name(headers.get(b"host", "")) not in self.hosts:
+        name = host_name(headers.get(b"host", ""))
+        if not name or (self.hosts is not None and name not in self.hosts):
             return 400, "this server does not go by that name"
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > LONGEST_ADDRESS:
             return 414, "the address is too long"
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
+            return 431, "the headers are too long"
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return 405, "only GET, HEAD and POST are answered"
         length = headers.get(b"content-length", "0")
@@ -99,11 +106,15 @@ def plain(status: int, text: str) -> Response:
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header, without the port, in small letters."""
-    try:
-        return (urlsplit(f"//{header}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """The name in a Host header, without the port, in small letters; empty where it is none."""
+    found = HOST.fullmatch(header)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def tagged(made: str | bytes) -> tuple[bytes, str]:
+    """The bytes of a page or file and their entity tag."""
+    content = made.encode() if isinstance(made, str) else made
+    return content, f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
 
 
 class Shelf:
@@ -111,26 +122,28 @@ class Shelf:
 
     def __init__(self, live: Live, library: Library | None = None):
         self.live, self.fixed = live, library
-        self.mark: object = None
+        self.mark = self.seen()
         self.site = Site(library or Library(), live)
         self.kept: dict[str, tuple[bytes, str]] = {}
 
+    def seen(self) -> list[tuple[str, int]]:
+        """The names and times of the recorded results."""
+        folder = results_folder() if self.fixed is None else None
+        return [(file.name, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.json"))] if folder else []
+
     def fresh(self) -> Site:
-        """The site as the results on disk have it now."""
-        folder = results_folder()
-        files = sorted(folder.glob("*.json")) if folder and self.fixed is None else []
-        mark = [(file.name, file.stat().st_mtime_ns) for file in files]
+        """The site as the results on disk have it now; as it was, where one of them cannot be read."""
+        mark = self.seen()
         if mark != self.mark:
-            self.mark, self.kept = mark, {}
-            self.site = Site(self.fixed or Library(), self.live)
+            self.mark = mark
+            with contextlib.suppress(TelosError):
+                self.site, self.kept = Site(self.fixed or Library(), self.live), {}
         return self.site
 
     def get(self, key: str, make: Callable[[], str | bytes]) -> tuple[bytes, str]:
         """The bytes under `key` and their entity tag."""
         if key not in self.kept:
-            made = make()
-            content = made.encode() if isinstance(made, str) else made
-            self.kept[key] = content, f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
+            self.kept[key] = tagged(make())
         return self.kept[key]
 
 
@@ -156,9 +169,8 @@ class Handlers:
                     return self.wrong(request, 400, error)
             return self.answer(request, HTML, *self.shelf.get(path, site.pages[path]))
         if path == "atom.xml":
-            address = str(request.base_url)
-            made = Site(site.library, self.live, base=address).files[path]
-            return self.answer(request, MEDIA[".xml"], *self.shelf.get(f"{path} {address}", made))
+            made = feeds.atom(site.library, str(request.base_url), site.link)
+            return self.answer(request, MEDIA[".xml"], *tagged(made))
         if path in site.files:
             return self.answer(request, MEDIA[Path(path).suffix], *self.shelf.get(path, site.files[path]))
         return self.missing(request)
@@ -170,14 +182,14 @@ class Handlers:
         return Response(content, media_type=media, headers=headers)
 
     def missing(self, request: Request) -> Response:
-        page = self.shelf.site.error(request.url.path[1:], 404, "Nothing here", "There is no page at this address.")
+        page = self.shelf.site.error(request.scope["path"][1:], 404, "Nothing here", "There is no page at this address.")
         return Response(page, 404, media_type=HTML)
 
     def wrong(self, request: Request, status: int, error: TelosError) -> Response:
         """An error as JSON where JSON was asked for, else as a page."""
         if wants_json(request):
             return JSONResponse({"error": str(error)}, status)
-        page = self.shelf.site.error(request.url.path[1:], status, "That cannot be done", str(error))
+        page = self.shelf.site.error(request.scope["path"][1:], status, "That cannot be done", str(error))
         return Response(page, status, media_type=HTML)
 
     async def runs(self, request: Request) -> Response:
@@ -232,7 +244,10 @@ class Handlers:
         job = self.find(request)
         if job is None:
             return self.missing(request)
-        job = await asyncio.to_thread(self.jobs.cancel, job.id)
+        try:
+            job = await asyncio.to_thread(self.jobs.cancel, job.id)
+        except TelosError as error:
+            return self.wrong(request, 503, error)
         return JSONResponse(job.to_json()) if wants_json(request) else RedirectResponse("/runs", 303)
 
     async def events(self, request: Request) -> Response:
@@ -291,10 +306,13 @@ class Handlers:
         if site != "same-origin" or (origin is not None and origin != here):
             raise Refused(403, "the request comes from another site", "use the page that this server shows")
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > LONGEST_BODY:
-                raise Refused(413, "the form is too long", f"at most {LONGEST_BODY} bytes")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > LONGEST_BODY:
+                    raise Refused(413, "the form is too long", f"at most {LONGEST_BODY} bytes")
+        except ClientDisconnect as error:
+            raise Refused(400, "the form did not come whole", "send it again") from error
         try:
             fields = parse_qs(body.decode("ascii"), max_num_fields=8, strict_parsing=bool(body))
         except (UnicodeDecodeError, ValueError) as error:
@@ -373,27 +391,31 @@ def serve(host: str, port: int, *, folder: str | Path, runs_allowed: bool, names
     """Serves until interrupted.
 
     Raises:
-        TelosError: the address cannot be listened on.
+        TelosError: the address cannot be listened on, or another server has the folder.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:
         raise TelosError(
-            f"cannot listen on {host}:{port}", got=error.strerror or str(error), fix="another --port, or --port 0"
-        ) from error
+            f"cannot listen on {host}:{port}", got=getattr(error, "strerror", None) or str(error),
+            fix="another --host or --port; --port 0 takes a free one",
+        ) from error  # fmt: skip
+    # What a connection inherits: without it an answer's body waits 40 ms for the receipt of its headers.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     everywhere = host in ("0.0.0.0", "::", "")
     known = {"localhost", "127.0.0.1", "::1", host.lower(), *(name.lower() for name in names)}
     hosts = None if everywhere and not names else frozenset(known)
-    app = application(Jobs(Path(folder)), hosts=hosts, runs_allowed=runs_allowed)
+    jobs = Jobs(Path(folder))
+    app = application(jobs, hosts=hosts, runs_allowed=runs_allowed)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, limit_concurrency=200,
-        timeout_graceful_shutdown=5,
+        app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False,
+        limit_concurrency=200, timeout_graceful_shutdown=5,
     )  # fmt: skip
     server = Server(config)
     server.handlers = app.state.handlers
     shown = f"[{host}]" if ":" in host else host
-    print(f"telos: http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
     # Ctrl-C is how a server is meant to end.
-    with contextlib.suppress(KeyboardInterrupt):
+    with jobs, contextlib.suppress(KeyboardInterrupt):
+        print(f"telos: http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
         server.run(sockets=[listening])

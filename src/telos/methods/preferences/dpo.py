@@ -210,24 +210,19 @@ def check_beta(beta: float) -> None:
         raise TelosError("beta is out of range", expected="beta > 0", got=str(beta))
 
 
-def log_ratios(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """log pi(y|x) - log pi_ref(y|x) for K completions, best first: (B, K); the reference carries no gradient."""
-    return log_probs - reference.detach()
-
-
 def sigmoid_loss(ratios: Tensor, method: DPO) -> Tensor:
     """(B,) -log sigma(beta h) for log-ratios (B, 2)."""
-    return preferences.sigmoid(ratios[:, 0] - ratios[:, 1], method.beta)
+    return preferences.sigmoid(preferences.margin(ratios), method.beta)
 
 
 def cdpo_loss(ratios: Tensor, method: DPO) -> Tensor:
     """(B,) the same for labels that are wrong with probability label_smoothing."""
-    return preferences.smoothed_sigmoid(ratios[:, 0] - ratios[:, 1], method.beta, method.label_smoothing)
+    return preferences.smoothed_sigmoid(preferences.margin(ratios), method.beta, method.label_smoothing)
 
 
 def ipo_loss(ratios: Tensor, method: DPO) -> Tensor:
     """(B,) (h - 1 / (2 beta))^2."""
-    return preferences.squared(ratios[:, 0] - ratios[:, 1], method.beta)
+    return preferences.squared(preferences.margin(ratios), method.beta)
 
 
 def ranking_loss(ratios: Tensor, method: DPORanking) -> Tensor:
@@ -254,7 +249,7 @@ class DPOLearner(Learner):
         correct = chosen = margin = torch.zeros((), device=self.model.device)
         for part in split(batch, micro):
             log_probs = sequence_log_probs(self.model, part.sequences, self.method.average_log_probs)
-            ratios = log_ratios(log_probs, part.reference)
+            ratios = preferences.anchored(log_probs, (1.0, part.reference))
             sums.add(self.loss(ratios, self.method).sum(), len(part))
             best, worst = ratios.detach()[:, 0], ratios.detach()[:, -1]
             correct = correct + (best > worst).sum() + 0.5 * (best == worst).sum()

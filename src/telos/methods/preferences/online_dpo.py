@@ -133,9 +133,9 @@ class OnlineDPOLearner(Learner):
                 tokens = token_log_probs(self.model, chosen.sequences)
                 if steps == 0:
                     first_ratio(tokens, chosen.sampler_log_probs, chosen.sequences.mask)
-                ratios = (tokens.sum(-1) - reference[rows[part].flatten()]).view(-1, 2)
+                ratios = preferences.anchored(tokens.sum(-1).view(-1, 2), (1.0, reference[rows[part]]))
                 label = labels[part]
-                losses = preferences.sigmoid(label * (ratios[:, 0] - ratios[:, 1]), m.beta)
+                losses = preferences.sigmoid(label * preferences.margin(ratios), m.beta)
                 sums.add((losses * label.abs()).sum(), len(part))
             loss = loss + sums.divide(self.parameters)
             norm = norm + step_optimizer(self, m.warmup_steps, m.max_grad_norm)

@@ -233,12 +233,14 @@ class Run:
                 health.check_state(done, stage.learner.state()[0])
                 raise
             last = done == stage.steps
-            evaluate_now = self.evaluate and (last or (self.evaluate_every and done % self.evaluate_every == 0))
+            wanted = last or (self.evaluate_every and (stage.first + done) % self.evaluate_every == 0)
+            evaluate_now = self.evaluate and stage.evaluated and wanted
             if done % LOG_EVERY == 0 or last or evaluate_now:
                 numbers = {name: float(value) for name, value in metrics.items()}
                 health.check(done, numbers)
                 if self.evaluate is not None and evaluate_now:
-                    numbers |= {k: float(v) for k, v in self.evaluate(done, stage.learner.product).items()}
+                    measured = self.evaluate(stage.first + done, stage.learner.product)
+                    numbers |= {k: float(v) for k, v in measured.items()}
                 self._log(stage.name, done, numbers)
                 progress.show(done, numbers)
             if self.out is not None and done % self.checkpoint_every == 0 and done < stage.steps:

@@ -138,12 +138,19 @@ class Source(abc.ABC):
 
 @dataclass
 class Stage:
-    """One named stretch of training: it has its own learner and source, and resumes on its own."""
+    """One named stretch of training: it has its own learner and source, and resumes on its own.
+
+    Args:
+        first: steps of earlier stages, which `evaluate` counts in.
+        evaluated: whether the product is of the kind that `fit` returns, so that `evaluate` is called with it.
+    """
 
     name: str
     learner: Learner
     source: Source
     steps: int
+    first: int = 0
+    evaluated: bool = True
 
 
 Stages = Generator[Stage, Product, Product]

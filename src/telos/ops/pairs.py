@@ -35,7 +35,9 @@ def labelled(prefers: Float[Tensor, "g n n"], generator: torch.Generator) -> Flo
     return drawn + (upper - drawn).mT + 0.5 * torch.eye(prefers.shape[1], device=prefers.device)
 
 
-def judged(prefers: Float[Tensor, "g n n"], first: Int[Tensor, "g m"], second: Int[Tensor, "g m"]) -> Int[Tensor, "p 3"]:
+def judged(
+    prefers: Float[Tensor, "g n n"], first: Int[Tensor, "g m"], second: Int[Tensor, "g m"]
+) -> Int[Tensor, "p 3"]:
     """Pairs of the given responses, the one with more than half a chance first; those at just half are left out."""
     prompts = torch.arange(len(prefers), device=prefers.device)[:, None].expand_as(first)
     chance = prefers[prompts, first, second]

@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "layers": 2,
     "learning_rate": 1e-3,
     "max_new_tokens": 4,
+    "members": 2,
     "n": 3,
     "prompts_per_batch": 5,
     "samples_per_prompt": 2,

@@ -16,7 +16,7 @@ from toys import TOY, write_toy
 
 from telos.core.errors import TelosError
 from telos.core.files import read_json
-from telos.judge.check import check, rejudge, stale
+from telos.judge.check import check, rejudge, stale, verify
 from telos.judge.claim import load_claim
 from telos.judge.results import changes, mark_stale, read_results
 
@@ -149,6 +149,16 @@ ARMS ="""
     assert rejudge(result, claim).status == "confirmed" and rejudge(result, tenth).status == "refuted"
 
 
+def test_a_share_that_is_1_on_every_seed_is_not_taken_for_a_coin(monkeypatch, tmp_path):
+    share = TOY.replace('"exact": True', '"exact": True, "share": 1.0 if gain > 1 else 0.7 + trial.seed / 100')
+    share = share.replace("METRICS = {", 'METRICS = {"share": "a share", ')
+    result = check(write_toy(monkeypatch, tmp_path, share), jobs=1)
+    new, old = (result["arms"][name]["summary"] for name in ("new", "old"))
+    assert new["share"]["interval"]["low"] == new["share"]["interval"]["high"] == 1
+    assert 0.7 < old["share"]["interval"]["low"] < 0.72 < old["share"]["interval"]["high"] < 0.74
+    assert new["exact"]["interval"]["low"] == pytest.approx(0.025 ** (1 / 5))
+
+
 def test_a_dirty_source_tree_is_not_recorded(monkeypatch, tmp_path):
     toy = write_toy(monkeypatch, tmp_path)
     root = tmp_path / "tree"
@@ -191,8 +201,14 @@ def test_a_dirty_source_tree_is_not_recorded(monkeypatch, tmp_path):
     assert stale(toy, folder=root / "results") == "fresh"
     write_toy(monkeypatch, tmp_path, TOY.replace("time.sleep(wait)", "time.sleep(wait * 1)"))
     assert stale(toy, jobs=1, folder=root / "results") == "same digest"
+    # Once verified and noted, nothing needs to run again.
+    assert verify(toy, jobs=1, root=root) == "same digest"
+    noted = read_json(root / "results" / "toy.laptop.json")
+    assert noted["verified"]["commit"] == again["git"]["commit"] and noted["closure"] == again["closure"]
+    assert stale(toy, folder=root / "results") == verify(toy, root=root) == "fresh"
     write_toy(monkeypatch, tmp_path, TOY.replace("rng.gauss(0, 0.1)", "rng.gauss(0, 0.2)"))
-    assert stale(toy, jobs=1, folder=root / "results") == "stale"
+    assert verify(toy, jobs=1, root=root) == "stale"
+    assert changes(read_results(root / "results"))[0].verdict == "stale"
     write_toy(monkeypatch, tmp_path, TOY.replace('"gold", 1.0)', '"gold", 0.5)'))
     assert stale(toy, folder=root / "results") == "stale"
 

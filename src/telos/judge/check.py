@@ -21,7 +21,16 @@ from telos.judge.claim import Budget, Claim, load_claim, part_from_json, part_me
 from telos.judge.closure import closure_hash
 from telos.judge.plots import draw
 from telos.judge.report import Board, describe, show
-from telos.judge.results import Result, git_state, history_with, now, read_result, repository, results_folder
+from telos.judge.results import (
+    Result,
+    git_state,
+    history_with,
+    mark_stale,
+    now,
+    read_result,
+    repository,
+    results_folder,
+)
 from telos.judge.run import Task, default_jobs, run_tasks
 from telos.judge.stats import binary_mean, bootstrap_iqm, bootstrap_mean, paired_t
 from telos.judge.verdict import Holds, Verdict, judge_parts
@@ -98,9 +107,9 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
     """Whether a recorded result still speaks for the code.
 
     Returns:
-        "fresh": the code under it has not changed; "same digest": it has, and 20 steps of each arm still give the
-        recorded numbers; "stale": they do not, or the claim's parts, seeds or arms are others, or the recorded runs
-        are judged otherwise today.
+        "fresh": the code under it has not changed, or `verify` has looked since; "same digest": it has, and 20 steps
+        of each arm still give the recorded numbers; "stale": they do not, or the claim's parts, seeds or arms are
+        others, or the recorded runs are judged otherwise today.
     """
     stored = read_result(slug.rsplit(".", 1)[-1], scale, folder)
     claim = load_claim(slug, scale)
@@ -114,11 +123,29 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
         return "stale"
     if rejudge(stored, claim).status != stored["verdict"]:
         return "stale"
-    if stored["closure"] == claim_closure(claim):
+    if claim_closure(claim) in (stored["closure"], stored.get("verified", {}).get("closure")):
         return "fresh"
     runs = _run(slug, scale, claim, claim.seeds[:1], "digest", default_jobs() if jobs is None else jobs)
     same = all(_close(stored["arms"][name]["digest"], runs[name][0]["digest"]) for name in claim.arms)
     return "same digest" if same else "stale"
+
+
+def verify(slug: str, scale: str = "laptop", *, jobs: int | None = None, root: Path | None = None) -> str:
+    """`stale`, and its answer written into the recorded result: the code it speaks for from now on, or the mark.
+
+    Raises:
+        TelosError: no such result, or a source tree with uncommitted changes, which no commit could name.
+    """
+    root = root or repository()
+    _refuse_record(False, None, root)
+    folder = results_folder(root)
+    assert folder is not None
+    state, name, git = stale(slug, scale, jobs=jobs, folder=folder), slug.rsplit(".", 1)[-1], git_state(root)
+    mark_stale(name, scale, state == "stale", folder)
+    if state == "same digest" and git is not None:
+        verified = {"closure": claim_closure(load_claim(slug, scale)), "commit": git["commit"], "date": now()}
+        write_json(folder / f"{name}.{scale}.json", {**read_result(name, scale, folder), "verified": verified})
+    return state
 
 
 def rejudge(result: Mapping[str, Any], claim: Claim | None = None) -> Verdict:
@@ -183,9 +210,7 @@ def _result(slug: str, scale: str, claim: Claim, seeds: tuple[int, ...], runs: R
     if claim.derive is not None:
         for index, seed in enumerate(seeds):
             _add_derived(arms, claim, index, seed)
-    for arm in arms.values():
-        columns = _columns(arm["runs"])
-        arm["summary"] = {metric: _summary(values) for metric, values in columns.items() if len(values) == len(seeds)}
+    _summarise(arms, len(seeds))
     verdict = judge_parts(claim.parts, {name: _columns(arm["runs"]) for name, arm in arms.items()})
     parts = [{**part.to_json(), "text": describe(part.part, arms)} for part in verdict.parts]
     return {
@@ -240,9 +265,22 @@ def _judged(claim: Claim) -> list[str]:
     return list(dict.fromkeys(measured or [part_metric(part) for part in claim.parts]))
 
 
-def _summary(values: list[float]) -> dict[str, Any]:
+def _summarise(arms: dict[str, dict[str, Any]], seeds: int) -> None:
+    """Gives each arm its summary. A metric counts as 0 or 1 if it is so in every arm: a share may be 1 on all seeds."""
+    columns = {name: _columns(arm["runs"]) for name, arm in arms.items()}
+    others = {
+        metric for column in columns.values() for metric, values in column.items() if not set(values) <= {0.0, 1.0}
+    }
+    for name, arm in arms.items():
+        arm["summary"] = {
+            metric: _summary(values, metric not in others)
+            for metric, values in columns[name].items()
+            if len(values) == seeds
+        }
+
+
+def _summary(values: list[float], binary: bool) -> dict[str, Any]:
     """The mean with the interval that verdicts use (none for one seed), and bootstrap and IQM beside it."""
-    binary = set(values) <= {0.0, 1.0}
     interval = binary_mean(values) if binary else paired_t(values) if len(values) > 1 else None
     return {
         "mean": float(np.mean(values)), "interval": interval.to_json() if interval else None,

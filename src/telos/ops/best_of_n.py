@@ -43,7 +43,7 @@ def best_of_n_curve(
     """Expected gold of the best of n by `proxy`, for each n; float64.
 
     Args:
-        gold: what is measured of each sample, permuted with the proxy's order; `gold=proxy` gives the proxy's own curve.
+        gold: what is measured of each sample, put into the proxy's order; `gold=proxy` gives the proxy's own curve.
         proxy: what selects; of equal scores the later sample counts as the better one.
         n: sizes, each within 1 .. pool.
     """

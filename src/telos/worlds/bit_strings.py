@@ -73,9 +73,7 @@ def noisy_pairs(
     return torch.where(first[:, None], pairs, pairs.flip(1))
 
 
-def minimise(
-    loss: Callable[[], Tensor], parameters: list[Tensor], steps: int, learning_rate: float
-) -> list[float]:
+def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], steps: int, learning_rate: float) -> list[float]:
     """Adam on the full loss for `steps` steps, in place; the losses before each step."""
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     losses: list[float] = []

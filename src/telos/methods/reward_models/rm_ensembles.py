@@ -103,7 +103,7 @@ PAPER = {
         'pairs = telos.load("pairs.jsonl")',
         'method = telos.RMEnsembles(members=3, objective="uwo", penalty=0.5)',
         'ensemble = method.fit(pairs, model="telos:tiny", steps=10)',
-        'print(ensemble.score(["topic1"], [" good1 good2"]), ensemble.using("wco").score(["topic1"], [" good1 good2"]))',
+        'print(ensemble.using("wco").score(["topic1"], [" good1 good2"]))',
         'ensemble.save("my-ensemble")',
         'best = telos.BestOfN(n=4).fit(model="telos:tiny", purpose="my-ensemble")',
         'print(best.generate(["topic1"], rng=__import__("torch").Generator().manual_seed(0)).texts)',
@@ -126,7 +126,7 @@ class RMEnsembles(Method):
     data: ClassVar[type] = Preferences
     takes: ClassVar[tuple[str, ...]] = ("model",)
 
-    member: Method = use("reward_model")
+    member: Method = use("reward_model")  # noqa: RUF009
     """What trains one reward model. Paper: Bradley-Terry, learning rate 1e-5, batch 32, 5 epochs."""
     members: int = 5
     """k, >= 1: cost and memory grow with it. Paper: 5 (4 suffice, 3 are visibly worse)."""
@@ -270,9 +270,7 @@ class RewardEnsemble(Scorer):
     def only(self, member: int) -> RewardEnsemble:
         """One member alone, standardised: the single reward model of comparisons."""
         kept = slice(member, member + 1)
-        return self._with(
-            self.scorers[kept], self.means[kept], self.deviations[kept], self.objective, self.penalty
-        )
+        return self._with(self.scorers[kept], self.means[kept], self.deviations[kept], self.objective, self.penalty)
 
     def standardised(self, prompts: Sequence[Text], completions: Sequence[Text]) -> RewardEnsemble:
         """The same members, standardised on these answers (the paper's code: answers held out for evaluation)."""

@@ -18,9 +18,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=positive, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--out", metavar="DIR", help="where the result goes (default: runs/check/SLUG.SCALE)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="other seeds, to develop with: 1000 and up")
-    parser.add_argument(
-        "--verify", action="store_true", help="does the recorded result still hold? notes it"
-    )
+    parser.add_argument("--verify", action="store_true", help="does the recorded result still hold? notes it")
     parser.add_argument("--record", action="store_true", help="write to results/ of the source tree (clean git)")
     options = parser.read(argv)
     if "." not in options.slug and options.slug not in entries() and options.slug not in planned():

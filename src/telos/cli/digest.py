@@ -33,6 +33,6 @@ def run(argv: Sequence[str]) -> None:
         print(text, end="")
         return
     for name in ("sender", "to"):
-        if any(ord(letter) < 32 for letter in getattr(options, name)):
+        if not getattr(options, name).isprintable():
             raise TelosError(f"--{name} holds a line break or another control character", expected="an e-mail address")
     print(write_atomic(Path(options.eml), feeds.email(text, datetime.now(UTC), options.sender, options.to)))

@@ -168,6 +168,11 @@ def train(method: Any, name: str, options: RunOptions) -> None:
     """Loads the data, fits, and says where everything is."""
     if method.trains and (options.steps is None or options.steps < 1):
         raise TelosError(f"{name} needs steps", expected="--steps, 1 or more", got=str(options.steps))
+    from telos.scale.processes import launched
+
+    together = launched()
+    if together > 1 and options.out is None:
+        raise TelosError(f"{together} processes need one folder", fix="name it with --out")
     data = load_data(method, name, options.data)
     out = Path(options.out) if options.out is not None else next_folder(name)
     evaluate, every = evaluator(options.evaluate_env, options.evaluate_episodes, options.seed), 0
@@ -235,7 +240,11 @@ def evaluator(env: str | None, episodes: int, seed: int) -> Callable[..., Mappin
 
 
 def finished(out: Path, product: Any) -> None:
-    """Where the product is, what was done to the data, and the last metrics."""
+    """Where the product is, what was done to the data, and the last metrics; one process says it for all."""
+    from telos.core import parallel
+
+    if not parallel.leads():
+        return
     print(f"product   {out / 'product'}  ({type(product).__name__})")
     file = out / "metrics.jsonl"
     for key, note in product.provenance.get("notes", {}).items():

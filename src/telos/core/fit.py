@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import telos
+from telos.core import parallel
 from telos.core.errors import TelosError
 from telos.core.files import explained, folder_atomic, read_json, sync_folder, write_atomic, write_json
 from telos.core.health import Health
@@ -104,7 +105,7 @@ class Run:
             )
         if resume and self.out is None:
             raise TelosError("nothing to resume", expected="the folder of a run", fix="pass out=...")
-        device = resolve_device(self.device)
+        device = self._device()
         if resume and self.out is not None and (self.out / "product").is_dir():
             return load_product(self.out / "product", device)
         data = self._load(self.data)
@@ -117,13 +118,31 @@ class Run:
             product = self._stages(self.method.stages(spec, rng), header, rng, device)
             product.provenance = {**header, "notes": dict(spec.notes)}
             product.eval()
-            if self.out is not None:
+            if self.out is not None and self._writes:
                 product.save(self.out / "product")
                 self._begin(header)
                 shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+            parallel.wait()
         finally:
             self._close()
         return product
+
+    def _device(self) -> torch.device:
+        """The device; where several processes were launched together, this one's, and they become a group."""
+        processes = importlib.import_module("telos.scale.processes")
+        if processes.launched() == 1:
+            return resolve_device(self.device)
+        if not self.method.shares:
+            raise TelosError(
+                f"{type(self.method).__name__} cannot be trained by several processes",
+                got=f"{processes.launched()} processes", fix="start one",
+            )  # fmt: skip
+        return processes.join(self.device)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.out is not None and parallel.leads()
 
     def _stages(self, stages: Stages, header: dict[str, Any], rng: Rng, device: torch.device) -> Product:
         """Runs the stages in order. The header is written once the first one stands: bad input leaves no run behind."""
@@ -178,6 +197,9 @@ class Run:
     def _open(self, header: dict[str, Any], resume: bool) -> None:
         if self.out is None:
             return
+        if not resume and not parallel.leads():
+            parallel.wait()
+            return
         if resume:
             before = read_json(self.out / "run.json")
             for key in ("method", "options", "fingerprint", "steps", "seed", "micro"):
@@ -210,19 +232,23 @@ class Run:
         else:
             with explained(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
+            parallel.wait()
 
     def _begin(self, header: dict[str, Any]) -> None:
-        if self.out is not None and not (self.out / "run.json").exists():
+        if self.out is not None and self._writes and not (self.out / "run.json").exists():
             write_json(self.out / "run.json", header)
 
     def _stage(self, stage: Stage, rng: Rng, device: torch.device) -> Product:
+        parallel.wait()
         finished = self.out / "stages" / stage.name if self.out is not None else None
         if finished is not None and finished.is_dir():
             return load_product(finished, device)
         start = self._restore(stage)
         self._cut_metrics(stage.name, start)
         health = Health()
-        progress = Progress(f"{class_slug(type(self.method))} {stage.name}", stage.steps, start)
+        progress = Progress(
+            f"{class_slug(type(self.method))} {stage.name}", stage.steps, start, silent=not parallel.leads()
+        )
         metrics: Mapping[str, Any] = {}
         for step in range(start, stage.steps):
             done = step + 1
@@ -232,6 +258,8 @@ class Run:
             except Exception:
                 health.check_state(done, stage.learner.state()[0])
                 raise
+            if done == 1:
+                parallel.agree("the loss of the first step", torch.as_tensor(metrics.get("loss", 0.0)))
             last = done == stage.steps
             wanted = last or (self.evaluate_every and (stage.first + done) % self.evaluate_every == 0)
             evaluate_now = self.evaluate and stage.evaluated and wanted
@@ -243,18 +271,18 @@ class Run:
                     numbers |= {k: float(v) for k, v in measured.items()}
                 self._log(stage.name, done, numbers)
                 progress.show(done, numbers)
-            if self.out is not None and done % self.checkpoint_every == 0 and done < stage.steps:
+            if self._writes and done % self.checkpoint_every == 0 and done < stage.steps:
                 self._checkpoint(stage, done)
         progress.close()
         product = stage.learner.product()
-        if finished is not None and stage.name != "main":
+        if finished is not None and self._writes and stage.name != "main":
             product.save(finished)
         return product
 
     def _log(self, stage: str, step: int, numbers: dict[str, float]) -> None:
         if self.observer is not None:
             self.observer(step, numbers)
-        if self.out is not None:
+        if self.out is not None and self._writes:
             row = {"stage": stage, "step": step, "time": time.time(), **numbers}
             with explained(self.out / "metrics.jsonl"):
                 if self._metrics_file is None:
@@ -267,13 +295,13 @@ class Run:
             with contextlib.suppress(OSError):
                 self._metrics_file.close()  # every row was flushed; on a full disk the last one fails again
             self._metrics_file = None
-        if self.out is not None:
+        if self.out is not None and self._writes:
             with contextlib.suppress(OSError):
                 self.out.rmdir()  # only a folder in which nothing was written
 
     def _cut_metrics(self, stage: str, start: int) -> None:
         """Drops what was logged after the checkpoint, and a last line that a kill left half-written."""
-        if self.out is None or not (self.out / "metrics.jsonl").is_file():
+        if self.out is None or not self._writes or not (self.out / "metrics.jsonl").is_file():
             return
         kept: list[str] = []
         for line in (self.out / "metrics.jsonl").read_text().splitlines():

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from telos.core import parallel
 from telos.core.errors import TelosError
 from telos.core.products import Product
 from telos.core.rng import Rng
@@ -171,6 +172,8 @@ class Method(abc.ABC):
     """False for methods that fit nothing (decoding, measures): they need no steps."""
     accumulates: ClassVar[bool] = True
     """False where an update cannot be taken in parts; the method's docstring says why."""
+    shares: ClassVar[bool] = False
+    """Whether several processes may train it together: its updates go through `split`, `Accumulator` and `added`."""
 
     @abc.abstractmethod
     def learner(self, spec: Spec, rng: Rng) -> Learner:
@@ -284,7 +287,18 @@ class Accumulator:
         self.count = self.count + count
 
     def divide(self, parameters: Iterable[nn.Parameter]) -> Tensor | float:
-        """Divides the gathered gradients by the count and returns the mean loss."""
+        """Divides the gathered gradients by the count and returns the mean loss, over all processes."""
+        parameters = list(parameters)
+        if parallel.size() > 1:
+            for parameter in parameters:
+                # A process without a part of this batch adds nothing.
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            device = parameters[0].device
+            self.total, self.count = (torch.as_tensor(x, dtype=torch.float32, device=device).clone() for x in
+                                      (self.total, self.count))  # fmt: skip
+            parallel.add_up([p.grad for p in parameters if p.grad is not None])
+            parallel.add_up([self.total, self.count])
         grads = [p.grad for p in parameters if p.grad is not None]
         if grads:
             torch._foreach_div_(grads, float(self.count))
@@ -292,5 +306,6 @@ class Accumulator:
 
 
 def split(batch: Record, micro: int) -> list[Any]:
-    """The batch in `micro` parts (itself when 1)."""
-    return [batch] if micro == 1 else batch.split(micro)
+    """This process's share of the batch, in `micro` parts (the batch itself for one process and one part)."""
+    parts = micro * parallel.size()
+    return [batch] if parts == 1 else batch.split(parts)[parallel.rank() :: parallel.size()]

@@ -14,10 +14,10 @@ class Progress:
     Silent when TELOS_PROGRESS=0. On a terminal the line is rewritten; elsewhere one is printed every 15 seconds.
     """
 
-    def __init__(self, title: str, total: int, start: int = 0):
+    def __init__(self, title: str, total: int, start: int = 0, silent: bool = False):
         self.title, self.total, self.start = title, total, start
         self.begun = self.shown = time.monotonic()
-        self.silent = os.environ.get("TELOS_PROGRESS", "1") == "0"
+        self.silent = silent or os.environ.get("TELOS_PROGRESS", "1") == "0"
         self.live = sys.stderr.isatty()
         self.open = False
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from telos.core.errors import TelosError
 from telos.core.method import Accumulator, Learner, Method, Metrics, Spec, split
+from telos.core.parallel import added
 from telos.core.rng import Rng
 from telos.core.sources import Epochs
 from telos.data.records import Preferences, Rankings
@@ -110,6 +111,7 @@ class DPO(Method):
 
     data: ClassVar[type] = Preferences
     takes: ClassVar[tuple[str, ...]] = ("model", "reference", "lora")
+    shares: ClassVar[bool] = True
 
     beta: float = 0.1
     """Strength of the pull to the reference, > 0: larger stays closer. Paper: 0.1 (HH), 0.5 (TL;DR)."""
@@ -169,6 +171,7 @@ class DPORanking(Method):
 
     data: ClassVar[type] = Rankings
     takes: ClassVar[tuple[str, ...]] = ("model", "reference", "lora")
+    shares: ClassVar[bool] = True
 
     beta: float = 0.1
     """Strength of the pull to the reference, > 0. Paper: 0.1 for pairs."""
@@ -256,6 +259,7 @@ class DPOLearner(Learner):
             margin, chosen = margin + (best - worst).sum(), chosen + best.sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, self.method.warmup_steps, self.method.max_grad_norm)
+        correct, margin, chosen = added(correct, margin, chosen)
         count = len(batch)
         return {
             "loss": loss,

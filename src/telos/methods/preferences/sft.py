@@ -43,6 +43,7 @@ class SFT(Method):
 
     data: ClassVar[type] = Demonstrations
     takes: ClassVar[tuple[str, ...]] = ("model", "lora")
+    shares: ClassVar[bool] = True
     accepts: ClassVar[tuple[type, ...]] = (Preferences,)
 
     learning_rate: float = 1e-5

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from telos.core.method import Accumulator, Learner, Method, Metrics, Spec, split
+from telos.core.parallel import added
 from telos.core.rng import Rng
 from telos.core.sources import Epochs
 from telos.data.records import Preferences
@@ -50,6 +51,7 @@ class RewardModel(Method):
 
     data: ClassVar[type] = Preferences
     takes: ClassVar[tuple[str, ...]] = ("model",)
+    shares: ClassVar[bool] = True
 
     learning_rate: float = 1e-5
     """AdamW step size. arXiv 2009.01325: 1.5e-5; 1e-3 suits the bundled 0.1 M model."""
@@ -103,6 +105,7 @@ class RewardLearner(Learner):
             correct = correct + (scores[:, 0] > scores[:, 1]).sum() + 0.5 * (scores[:, 0] == scores[:, 1]).sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, self.method.warmup_steps, self.method.max_grad_norm)
+        (correct,) = added(correct)
         return {"loss": loss, "accuracy": correct / len(batch), "grad_norm": norm}
 
     def product(self) -> RewardScorer:

@@ -26,6 +26,7 @@ from telos.core.registry import Entry, entries, method_class
 from telos.core.rng import Rng
 from telos.data.formats import save_npz
 from telos.data.records import Demonstrations, LoggedBandit, Preferences, Prompts, Rankings, Transitions
+from telos.data.scored import ScoredTexts
 from telos.worlds import bypass2d, payments, tiny_sent
 
 EXAMPLES = {
@@ -33,6 +34,7 @@ EXAMPLES = {
     "texts.jsonl": Demonstrations,
     "pairs.jsonl": Preferences,
     "rankings.jsonl": Rankings,
+    "scored.jsonl": ScoredTexts,
     "transitions.npz": Transitions,
     "play.npz": Transitions,
     "log.csv": LoggedBandit,
@@ -59,6 +61,10 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "texts": [{"prompt": p, "completion": best} for p, (best, _) in zip(prompts, texts)],
         "pairs": [{"prompt": p, "chosen": best, "rejected": worst} for p, (best, worst) in zip(prompts, texts)],
         "rankings": [{"prompt": p, "ranked": both} for p, both in zip(prompts, texts)],
+        "scored": [
+            {"prompt": p, "responses": both, "scores": [text.count("good") for text in both]}
+            for p, both in zip(prompts, texts)
+        ],
     }
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))

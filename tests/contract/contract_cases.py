@@ -23,6 +23,8 @@ from telos.core.products import Product
 from telos.core.registry import class_slug, entries
 from telos.core.rng import Rng
 from telos.data.records import Box, Demonstrations, Discrete, LoggedBandit, Preferences, Prompts, Rankings, Transitions
+from telos.data.scored import ScoredTexts
+from telos.lm.rounds import Collector
 
 STEPS = 8
 COUNT = 21
@@ -35,10 +37,12 @@ SMALL: dict[str, Any] = {
     "hidden": (16, 16),
     "layers": 2,
     "learning_rate": 1e-3,
+    "least_score": -9.0,
     "max_new_tokens": 4,
     "members": 2,
     "n": 3,
     "prompts_per_batch": 5,
+    "rounds": 2,
     "samples_per_prompt": 2,
     "warmup_steps": 0,
     "width": 12,
@@ -111,12 +115,18 @@ def texts(good: int, first: str = "word3") -> list[str]:
     return [f" {first}" + f" good{i % 8}" * good + f" bad{i % 5}" * (2 - good) + end for i, end in enumerate(ends)]
 
 
+def pairs_of_texts() -> list[tuple[str, str]]:
+    """Good texts with bad ones."""
+    return list(zip(texts(2), texts(0), strict=True))
+
+
 MODEL = {"model": "telos:tiny"}
 WORLDS: dict[type | None, list[World]] = {
     Transitions: [World("continuous", transitions), World("discrete", lambda: transitions(discrete=True), {}, True)],
     LoggedBandit: [World("decisions", decisions)],
     Preferences: [World("pairs", lambda: Preferences(prompts(), texts(2), texts(0)), MODEL)],
     Rankings: [World("rankings", lambda: Rankings(prompts(), list(zip(texts(2), texts(1), texts(0)))), MODEL)],
+    ScoredTexts: [World("scored", lambda: ScoredTexts(prompts(), pairs_of_texts(), [(2.0, -1.0)] * COUNT), MODEL)],
     Demonstrations: [World("texts", lambda: Demonstrations(prompts(), texts(1)), MODEL)],
     Prompts: [World("prompts", lambda: Prompts(prompts()), {**MODEL, "purpose": count_good})],
     None: [World("given", lambda: None, {**MODEL, "purpose": count_good})],
@@ -150,7 +160,12 @@ class Case:
         """A learner of one stage and its source, as `fit` makes them, without the loop."""
         method, rng = self.method(), Rng(seed).at(class_slug(self.cls))
         spec = method.prepare(Spec(self.world.data(), named(self.given()), STEPS, torch.device("cpu"), rng))
-        stage = next(method.stages(spec, rng))
+        stages = method.stages(spec, rng)
+        stage = next(stages)
+        while isinstance(stage.learner, Collector):  # judging before the first update: run it
+            for step in range(stage.steps):
+                stage.learner.update(stage.source.next(stage.learner.behaviour, rng.at("source", step)), rng)
+            stage = stages.send(stage.learner.product())
         return spec, stage.learner, stage.source
 
 

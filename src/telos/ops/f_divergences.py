@@ -16,8 +16,8 @@ so a sample's reward is -f'(t), a constant. Everything is a function of log t or
     reverse_chi2  chi^2(pi || p)    (t - 1)^2                          2 (1 - e^-u)
     alpha         between the KLs   (alpha t + 1 - alpha - t^alpha) / alpha   e^((1 - alpha) u) - 1
 
-`js` is KL(p || m) + KL(pi || m) with m = (p + pi) / 2: twice the divergence that is usually called so. `alpha` in (0, 1)
-goes to kl less its constant at 0, and divided by 1 - alpha to reverse_kl at 1 (the reward of alpha-DPG).
+`js` is KL(p || m) + KL(pi || m) with m = (p + pi) / 2: twice the divergence that is usually called so. `alpha` lies in
+(0, 1): its reward is alpha-DPG's. At 0 it is kl's less 1; divided by 1 - alpha it tends to reverse_kl's plus 1 at 1.
 
 A target is P(x) = a(x) prod_i e^(factor_i(x)) with a frozen model a; factors add up in log space, and Z = sum P.
 """
@@ -87,8 +87,10 @@ def divergence(
     """D_f(pi || p) over n states, with gradient; both are normalised, either may be -inf somewhere."""
     inside = log_target > -torch.inf
     log_t = log_policy - torch.where(inside, log_target, 0.0)
-    outside = torch.where(log_policy > -torch.inf, row.slope * log_policy.exp(), 0.0)
-    return torch.where(inside, log_target.exp() * row.generator(log_t), outside).sum(-1)
+    # Masked twice, so that an infinite slope gives no NaN to states which it does not concern.
+    outside = ~inside & (log_policy > -torch.inf)
+    cost = torch.where(outside, row.slope * torch.where(outside, log_policy.exp(), 1.0), 0.0)
+    return torch.where(inside, log_target.exp() * row.generator(log_t), cost).sum(-1)
 
 
 def jensen_shannon(log_p: Float[Tensor, "*b n"], log_q: Float[Tensor, "*b n"]) -> Float[Tensor, "*b"]:

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 BITS, REPEAT = 8, 0.6
+_STRINGS = (torch.arange(2**BITS)[:, None] >> torch.arange(BITS - 1, -1, -1) & 1).double()
 
 
 def strings() -> Float[Tensor, "256 8"]:
     """All bit strings, as 0 and 1 in float64, in the order of their numbers."""
-    places = torch.arange(BITS - 1, -1, -1)
-    return (torch.arange(2**BITS)[:, None] >> places & 1).double()
+    return _STRINGS.clone()
 
 
 def base_log_probs() -> Float[Tensor, "256"]:
@@ -43,8 +43,7 @@ def base_log_probs() -> Float[Tensor, "256"]:
 
 def coin_log_probs(logits: Float[Tensor, "8"]) -> Float[Tensor, "256"]:
     """log pi of every string under independent coins, with gradient."""
-    bits = strings()
-    return bits @ logsigmoid(logits) + (1 - bits) @ logsigmoid(-logits)
+    return logsigmoid(-logits).sum() + _STRINGS @ logits  # log sigmoid(l) = l + log sigmoid(-l)
 
 
 def bimodal() -> Float[Tensor, "256"]:
@@ -74,7 +73,7 @@ def measures(log_policy: Float[Tensor, "256"], log_target: Float[Tensor, "256"])
     policy = log_policy.exp()
     found = {
         "alignment": policy[log_target > -torch.inf].sum(),
-        "entropy": -(policy * log_policy).sum(),
+        "entropy": -torch.xlogy(policy, policy).sum(),
         "tv": divergence(DIVERGENCES["tv"], log_policy, log_target),
         "js": jensen_shannon(log_policy, log_target),
         "kl": _kl(log_target, log_policy),

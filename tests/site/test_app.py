@@ -183,7 +183,8 @@ def test_too_much_is_refused(served: Served):
 @pytest.mark.parametrize(
     "text",
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n\r\n\x00\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n\r\n\x00\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n", b"G\x00T / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
@@ -220,8 +221,10 @@ def test_the_server_answers_to_its_own_name_only(served: Served):
     host, port = place(served)
     for name in (f"{host}:{port}", "localhost", "LOCALHOST:1", "[::1]:80"):
         assert ask(served, "/about", host=name).status == 200, name
-    wrong = ["example.org", f"example.org:{port}", "localhost.example.org", "", "localhost@example.org", "[::1", "0.0.0.0",
-             "example.org@localhost", "localhost/x", "localhost?x", "localhost#x", "localhost:80x", "local host"]  # fmt: skip
+    wrong = [
+        "example.org", f"example.org:{port}", "localhost.example.org", "", "localhost@example.org", "[::1", "0.0.0.0",
+        "example.org@localhost", "localhost/x", "localhost?x", "localhost#x", "localhost:80x", "local host",
+    ]  # fmt: skip
     for name in wrong:
         assert ask(served, "/about", host=name).status == 400, name
         assert ask(served, "/runs", "POST", {"token": token(served)}, host=name).status == 400, name
@@ -345,7 +348,9 @@ def test_fifty_readers_at_once(served: Served):
     paths = ["/", f"/papers/{SLUG}", "/compare/preferences", f"/source/{SLUG}", "/api/papers.json"] * 10
     alone = {path: ask(served, path).body for path in set(paths)}
     with ThreadPoolExecutor(50) as pool:
-        assert all(a.status == 200 and a.body == alone[p] for p, a in zip(paths, pool.map(lambda p: ask(served, p), paths)))
+        assert all(
+            a.status == 200 and a.body == alone[p] for p, a in zip(paths, pool.map(lambda p: ask(served, p), paths))
+        )
 
 
 def test_compared_methods(served: Served):

@@ -145,15 +145,15 @@ def test_keyboard_alone_is_enough(page: Any, served: Served):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "main"
+    eventually(page, lambda: page.evaluate("document.activeElement.id") == "main")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "q"
     page.keyboard.type("dpo")
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
-    assert "verdict=confirmed" in page.url
+    eventually(page, lambda: "verdict=confirmed" in page.url)
     page.keyboard.press("ArrowLeft")
-    assert "verdict=" not in page.url
+    eventually(page, lambda: "verdict=" not in page.url)
     for _ in range(20):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.closest('.card') !== null"):

@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -73,14 +74,16 @@ def tags(element: Element) -> Iterator[tuple[str, Element]]:
 @pytest.fixture(scope="module")
 def trees() -> dict[str, Tree]:
     """Every static page by its path; of those that are a source file, which are large and all alike, two papers'."""
-    wanted = [path for path in STATIC.pages if not path.startswith("source/") or path.split("/")[1].split("-")[0] in READ]
+    wanted = [
+        path for path in STATIC.pages if not path.startswith("source/") or path.split("/")[1].split("-")[0] in READ
+    ]
     return {path: Tree(STATIC.pages[path]()) for path in wanted}
 
 
 @pytest.fixture(scope="module")
 def live_trees() -> dict[str, Tree]:
     """The server's pages, as far as they differ from the static ones."""
-    wanted = ["", "about", "compare", *(f"compare/{f}" for f in LIBRARY.families), *(f"papers/{s}" for s in MEASURED)]
+    wanted = ["", "about", "compare", *(f"compare/{f}" for f in LIBRARY.families), *(f"papers/{s}" for s in READ)]
     found = {path: Tree(LIVE.pages[path]()) for path in wanted}
     found["runs"] = Tree(LIVE.page("runs", "runs.html", jobs=[job("running"), job("failed", HOSTILE)], here="runs"))
     found["a/b/c"] = Tree(LIVE.error("a/b/c", 404, "Nothing here", HOSTILE))
@@ -95,7 +98,7 @@ def sound(path: str, tree: Tree) -> None:
     """What every page keeps."""
     levels = [int(tag[1]) for tag, _ in tags(tree.root) if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1 and levels[0] == 1, path
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:])), (path, levels)
+    assert all(after <= before + 1 for before, after in pairwise(levels)), (path, levels)
     ids = [each.get("id") for _, each in tags(tree.root) if each.get("id") is not None]
     assert len(ids) == len(set(ids)) and all(id and not re.search(r"\s", id) for id in ids), path
     for tag, each in tags(tree.root):
@@ -185,7 +188,7 @@ def test_every_link_leads_somewhere(live: bool, trees: dict[str, Tree], live_tre
                 assert target in ids or target in site.files or (tag == "form" and target in actions), (path, address)
                 assert not anchor or anchor in ids[target], (path, address)
                 checked += 1
-    assert checked > 2000
+    assert checked > 300
 
 
 def test_the_feed_shows_every_paper(trees: dict[str, Tree]):
@@ -203,7 +206,8 @@ def test_the_feed_shows_every_paper(trees: dict[str, Tree]):
     for word, count in LIBRARY.tally.items():
         assert text(trees[""].one("label", kind=word.replace(" ", "-"))) == f"{word} {count}"
     # Those with a verdict first, and among equals the newest.
-    ranks = [LIBRARY.rows[card.get("data-slug", "")]["verdict"] == "planned" for card in cards]
+    unmeasured = ("planned", "no verdict")
+    ranks = [LIBRARY.rows[card.get("data-slug", "")]["verdict"] in unmeasured for card in cards]
     assert ranks == sorted(ranks)
     years = [LIBRARY.rows[card.get("data-slug", "")]["year"] for card in cards]
     assert years[ranks.index(True) :] == sorted(years[ranks.index(True) :], reverse=True)
@@ -303,14 +307,12 @@ def test_links_into_the_source_point_at_the_definitions(trees: dict[str, Tree]):
     checked = 0
     decorated = r"(@[^\n]+\n)*"
     for slug in [*PAPERS, *(row["slug"] for row in LIBRARY.baselines)]:
-        tree = trees[f"papers/{slug}"]
-        for link in [*tree.all("a")]:
+        files = {each["page"]: each["text"].split("\n") for each in LIBRARY.page(slug)["source"]}
+        for link in trees[f"papers/{slug}"].all("a"):
             target = re.fullmatch(r"\.\./source/([\w-]+)\.html#L(\d+)", link.get("href", ""))
             if target is None:
                 continue
-            file = next(each for each in source(entries()[slug]) if each["page"] == target[1])
-            lines = (PACKAGE.parent.parent / file["path"]).read_text().split("\n")
-            here = "\n".join(lines[int(target[2]) - 1 : int(target[2]) + 3])
+            here = "\n".join(files[target[1]][int(target[2]) - 1 :][:4])
             name = re.escape(text(link))
             assert re.match(rf"{decorated}(class|def) {name}\b|\s*{name}( =|:)", here), (slug, here)
             checked += 1
@@ -345,7 +347,7 @@ EXAMPLES = {("jobs.py", "dpo")}
 """An error's example of a job's id."""
 
 
-# --- what a hostile result can do --------------------------------------------------------------------------------------
+# --- what a hostile result can do ------------------------------------------------------------------------------------
 
 
 def changed(slug: str = "prdc", **claim: Any) -> dict[str, Any]:
@@ -368,7 +370,8 @@ def hostile() -> dict[str, Any]:
     for part in result["parts"]:
         part["text"] = HOSTILE
         part["part"] = {
-            key: HOSTILE + value if key in ("a", "b", "metric") and value else value for key, value in part["part"].items()
+            key: HOSTILE + value if key in ("a", "b", "metric") and value else value
+            for key, value in part["part"].items()
         }
     for arm in result["arms"].values():
         arm |= {"label": HOSTILE, "group": arm["group"] and HOSTILE + arm["group"], "options": {HOSTILE: [HOSTILE]}}
@@ -435,7 +438,13 @@ def degenerate(kind: str) -> dict[str, Any]:
         first["runs"] = [run | {"points": []} for run in first["runs"]]
     elif kind == "exact checks only":
         stated = {"kind": "Holds", "a": result["order"][0], "metric": result["judged"][0], "b": None}
-        made = {"interval": None, "part": stated, "status": "confirmed", "text": "it holds", "seeds": len(result["seeds"])}
+        made = {
+            "interval": None,
+            "part": stated,
+            "status": "confirmed",
+            "text": "it holds",
+            "seeds": len(result["seeds"]),
+        }
         result["parts"] = [made | {"values": [1.0] * len(result["seeds"])}]
     elif kind == "no metrics":
         result |= {"judged": [], "parts": []}
@@ -476,6 +485,16 @@ def test_degenerate_results_have_pages(kind: str):
         assert f"{seeds} of {seeds} seeds" in said
 
 
+def test_a_claim_that_is_not_measured_has_a_page():
+    library = Library(results={}, pictures={})
+    for site in (Site(library), Site(library, Live("token", True, claim_scales))):
+        for slug in MEASURED:
+            tree = Tree(site.pages[f"papers/{slug}"]())
+            sound(slug, tree)
+            assert "The claim has not been measured yet." in text(tree.one("section", id="claim"))
+            assert text(tree.one("p", kind="chiprow")) == "no verdict"
+
+
 def test_a_jobs_message_is_escaped():
     page = LIVE.page("runs", "runs.html", jobs=[job("failed", HOSTILE)], here="runs")
     view = LIVE.page("papers/dpo", "run_view.html", job=job("failed", HOSTILE), result=None, recorded=None, here="run")
@@ -496,7 +515,7 @@ def test_only_a_server_that_allows_it_shows_what_starts_checks():
     assert "cannot be started from the page" in closed and "a-token" not in closed and "<form" not in closed
 
 
-# --- what the pages are made of ----------------------------------------------------------------------------------------
+# --- what the pages are made of --------------------------------------------------------------------------------------
 
 
 def stated(estimate: float, low: float, high: float, **part: Any) -> dict[str, Any]:
@@ -529,7 +548,8 @@ def test_bounds():
 
 
 def test_cost_and_needs():
-    assert [cost(s) for s in (0, 60, 60.1, 300, 301, 600, 600.1, 1e6)] == ["1", "1", "5", "5", "10", "10", "more", "more"]
+    seconds = (0, 60, 60.1, 300, 301, 600, 600.1, 1e6)
+    assert [cost(s) for s in seconds] == ["1", "1", "5", "5", "10", "10", "more", "more"]
     assert needs("preference pairs over responses") == ["preferences", "texts"]
     assert needs("Expert DEMONSTRATIONS, images") == ["demonstrations", "images"]
     assert needs("logs") == ["logged decisions"] and needs("something else") == ["other"]
@@ -552,11 +572,12 @@ def with_parts(slug: str, verdict: str, intervals: int, exact: int) -> tuple[tup
 
 def test_false_verdicts_counted_by_hand():
     results = dict([
-        with_parts("prdc", "confirmed", 2, 0), with_parts("dpo", "refuted", 1, 3), with_parts("beso", "not shown", 50, 0),
-        with_parts("deal", "confirmed", 0, 4), with_parts("p3o", "indicative", 5, 0),
+        with_parts("prdc", "confirmed", 2, 0), with_parts("dpo", "refuted", 1, 3),
+        with_parts("beso", "not shown", 50, 0), with_parts("deal", "confirmed", 0, 4),
+        with_parts("p3o", "indicative", 5, 0),
     ])  # fmt: skip
     odds = Library(results=results, pictures={}).false_verdicts
-    # Four are judged, 2 + 1 + 50 + 0 parts; three claims have an interval; 50 parts cannot give more than one refutation.
+    # Four are judged, 2 + 1 + 50 + 0 parts; three claims have an interval; 50 parts refute one claim at most.
     assert odds["claims"] == 4 and odds["parts"] == 53
     assert odds["confirmed"] == pytest.approx(3 * 0.025)
     assert odds["refuted"] == pytest.approx(0.05 + 0.025 + 1.0)
@@ -583,15 +604,16 @@ def test_tally_and_facets():
     assert facets["cost"] == {cost(minutes): 2}
     for name, values in facets.items():
         for value, count in values.items():
-            found = [card for card in library.cards if value in (
-                card["purpose"] if name == "purpose" else card["needs"] if name == "data" else [card[name]])]  # fmt: skip
+            key = {"data": "needs"}.get(name, name)
+            found = [card for card in library.cards if value == card[key] or value in (card[key] or [])]
             assert len(found) == count
     assert library.scales("prdc") == ["laptop", "standard"] and library.scales("beso") == []
     assert library.card(library.rows["prdc"])["words"] == ["confirmed", "not shown"]
 
 
 def test_definitions_and_their_lines():
-    code = '"""Doc."""\n\nA = 1\nB: int = 2\nC, D = 1, 2\n\n\n@wrap\n@wrap2(1)\nclass E:\n    """One\n    line.\n\n    More."""\n\n\ndef f(): ...\n'
+    code = '"""Doc."""\n\nA = 1\nB: int = 2\nC, D = 1, 2\n\n\n'
+    code += '@wrap\n@wrap2(1)\nclass E:\n    """One\n    line.\n\n    More."""\n\n\ndef f(): ...\n'
     found = [(each["name"], each["kind"], each["line"], each["doc"]) for each in content.definitions(code)]
     assert found == [
         ("A", "value", 3, ""), ("B", "value", 4, ""), ("E", "class", 8, "One line."), ("f", "function", 17, ""),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import json
 import re
@@ -182,7 +183,9 @@ class Handlers:
         return Response(content, media_type=media, headers=headers)
 
     def missing(self, request: Request) -> Response:
-        page = self.shelf.site.error(request.scope["path"][1:], 404, "Nothing here", "There is no page at this address.")
+        page = self.shelf.site.error(
+            request.scope["path"][1:], 404, "Nothing here", "There is no page at this address."
+        )
         return Response(page, 404, media_type=HTML)
 
     def wrong(self, request: Request, status: int, error: TelosError) -> Response:
@@ -354,6 +357,9 @@ def application(
         jobs.start()
         # What a visitor sees first is made before anybody asks.
         shelf.get("", shelf.fresh().pages[""])
+        # The results are many small objects that stay: without this each page waits for the collector to walk them.
+        gc.collect()
+        gc.freeze()
         try:
             yield {}
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from telos.core.errors import TelosError
@@ -22,7 +23,7 @@ def build(out: str | Path, *, base: str = "", library: Library | None = None) ->
     Raises:
         TelosError: `out` holds something that telos has not written.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     if out.exists() and not out.is_dir():
         raise TelosError(f"{out} is a file", expected="a folder to write the pages to")
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
@@ -32,9 +33,12 @@ def build(out: str | Path, *, base: str = "", library: Library | None = None) ->
         )  # fmt: skip
     if base and not base.endswith("/"):
         base += "/"
+    for path in leftovers(out):
+        shutil.rmtree(path, ignore_errors=True)
     site = Site(library or Library(), base=base)
     written: list[str] = []
     with folder_atomic(out) as folder:
+        (folder / MARK).write_text("Written by `telos site build`, which may replace this folder.\n")
         contents = {site.link(path): page for path, page in site.pages.items()} | dict(site.files)
         for path, make in contents.items():
             made = make()
@@ -42,5 +46,11 @@ def build(out: str | Path, *, base: str = "", library: Library | None = None) ->
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(made.encode() if isinstance(made, str) else made)
             written.append(path)
-        (folder / MARK).write_text("Written by `telos site build`, which may replace this folder.\n")
     return written
+
+
+def leftovers(out: Path) -> list[Path]:
+    """What builds to `out` left beside it when they were killed."""
+    beside = out.parent.iterdir() if out.parent.is_dir() else ()
+    found = [path for path in beside if path.name.startswith(f".{out.name}.") and path.suffix in (".tmp", ".old")]
+    return [path for path in found if (path / MARK).is_file() or (path / "old" / MARK).is_file()]

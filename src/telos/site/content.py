@@ -88,7 +88,7 @@ class Library:
         """What the feed shows of each paper, those with a verdict first, newest first among equals."""
         found = [self.card(row) for row in self.papers]
         found.sort(key=newest, reverse=True)
-        return sorted(found, key=lambda card: [*VERDICTS].index(card["verdict"]) > VERDICT_ORDER)
+        return sorted(found, key=lambda card: [*VERDICTS].index(card["verdict"]) >= UNMEASURED)
 
     def card(self, row: Row) -> dict[str, Any]:
         """A row with its headline part, cost and what the filters and the order ask for."""
@@ -169,7 +169,7 @@ class Library:
         return {**self.card(self.rows[slug]), **row, "results": results, "source": source(entries().get(slug))}
 
 
-VERDICT_ORDER = [*VERDICTS].index("no verdict")
+UNMEASURED = [*VERDICTS].index("no verdict")
 
 
 def pictures() -> dict[tuple[str, str], Path]:

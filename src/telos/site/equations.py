@@ -17,8 +17,11 @@ ALPHABETS = {
     "fraktur": "FRAKTUR",
 }  # fmt: skip
 """Values of mathvariant that MathML Core has no more, and how Unicode calls the letters that replace them."""
-RENAMED = {r"\\arg(?![a-zA-Z])": r"\\operatorname{arg}", r"\\[bB]igg?[lrm]?(?![a-zA-Z])": ""}
-"""Commands that the converter does not know, and what stands for them."""
+RENAMED = {
+    r"\\arg(?![a-zA-Z])": r"\\operatorname{arg}", r"\\[bB]igg?[lrm]?(?![a-zA-Z])": "",
+    "<": r"\\lt ", ">": r"\\gt ",
+}  # fmt: skip
+"""What the converter does not know or, in texts, does not escape, and what stands for it."""
 OVERLINE = "\u2015"
 TOKENS = {"mi", "mn", "mo", "mtext"}
 
@@ -28,28 +31,34 @@ def mathml(latex: str) -> Markup:
     """An equation as a <math display="block"> element.
 
     Raises:
-        TelosError: a command that the converter does not know.
+        TelosError: a command that the converter does not know, or what is no LaTeX.
     """
+    given = latex
     for command, known in RENAMED.items():
         latex = re.sub(command, known, latex)
-    tree = ET.fromstring(re.sub(r' xmlns="[^"]+"', "", convert(latex, display="block")))
+    try:
+        tree = ET.fromstring(re.sub(r' xmlns="[^"]+"', "", convert(latex, display="block")))
+    except Exception as error:  # the converter's own have nothing in common
+        raise TelosError(
+            "an equation cannot be converted", expected="LaTeX that latex2mathml knows", got=given
+        ) from error
     for element in tree.iter():
         adapt(element)
     for parent in tree.iter():
         join(parent)
         space(parent)
-    text = "".join(tree.itertext())
-    if "\\" in text:
-        raise TelosError("an equation cannot be converted", expected="LaTeX that latex2mathml knows", got=latex)
+    if "\\" in "".join(tree.itertext()):
+        raise TelosError("an equation cannot be converted", expected="LaTeX that latex2mathml knows", got=given)
     return Markup(ET.tostring(tree, encoding="unicode", short_empty_elements=False))
 
 
 def adapt(element: ET.Element) -> None:
     """Letters of other alphabets by their own code points, names of functions as names, a mean's line as a class.
 
-    No style attributes: the page's policy refuses them.
+    No style attributes, which the page's policy refuses, and no links.
     """
-    element.attrib.pop("style", None)
+    for name in ("style", "href"):
+        element.attrib.pop(name, None)
     if element.tag == "mover" and element[1].text == OVERLINE:
         # Fonts without a stretchy overline would draw a dash: the style sheet draws this line.
         element.tag = "mrow"

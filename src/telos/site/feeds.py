@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime
+from urllib.parse import urljoin
 
 from telos import catalogue
 from telos.judge.report import with_interval
@@ -33,7 +34,7 @@ def atom(library: Library, base: str, link: Callable[[str], str]) -> bytes:
     author = element(feed, "author")
     element(author, "name", "telos")
     element(feed, "link", href=f"{base}atom.xml", rel="self", type="application/atom+xml")
-    element(feed, "link", href=base + link(""), rel="alternate", type="text/html")
+    element(feed, "link", href=urljoin(base, link("")), rel="alternate", type="text/html")
     for change in changes:
         entry = element(feed, "entry")
         element(entry, "id", identity(change.slug, change.scale, change.verdict, change.date))

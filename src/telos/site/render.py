@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -173,10 +174,9 @@ class Site:
 
     def source(self, slug: str, name: str) -> str:
         source = next(each for each in self.library.page(slug)["source"] if each["page"] == name)
-        markup = highlight(source["text"], PythonLexer(stripnl=False), HtmlFormatter(nowrap=True, classprefix="py-"))
         return self.page(
             f"source/{name}", "source.html", slug=slug, method=self.library.rows[slug]["method"], source=source,
-            lines=[Markup(line) for line in markup.rstrip("\n").split("\n")], here="source",
+            lines=highlighted(source["text"]), here="source",
         )  # fmt: skip
 
     def error(self, path: str, status: int, title: str, detail: str) -> str:
@@ -190,6 +190,13 @@ def source_pages(slug: str) -> list[tuple[str, str]]:
     from telos.site.content import source
 
     return [(each["page"], each["title"]) for each in source(entries().get(slug))]
+
+
+@functools.cache
+def highlighted(text: str) -> list[Markup]:
+    """The lines of a Python file, coloured by classes."""
+    markup = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True, classprefix="py-"))
+    return [Markup(line) for line in markup.rstrip("\n").split("\n")]
 
 
 def badge(verdict: str) -> bytes:
@@ -206,7 +213,12 @@ def seconds(value: float) -> str:
 
 def words(name: str) -> str:
     """A family's name as words."""
-    return name.replace("_", " ")
+    return " ".join("RL" if word == "rl" else word for word in name.split("_"))
+
+
+def title_case(text: str) -> str:
+    """With a capital first; the rest stays."""
+    return text[:1].upper() + text[1:]
 
 
 def metrics(result: Result) -> list[str]:
@@ -247,9 +259,9 @@ def environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {
-        "number": shown_number, "short": "{:.2g}".format, "seconds": seconds, "words": words, "metrics": metrics,
-        "judged": judged,
-        "options": options, "mathml": mathml, "effect_bar": lambda part: charts.effect_bar(part) or "",
+        "number": shown_number, "short": "{:.2g}".format, "seconds": seconds, "words": words, "title_case": title_case,
+        "metrics": metrics, "judged": judged, "options": options, "mathml": mathml,
+        "effect_bar": lambda part: charts.effect_bar(part) or "",
         "dots": charts.dots, "plane": charts.plane, "curves": charts.curves,
         "verdict_note": lambda result: verdict_note(result).lstrip(": "),
     }  # fmt: skip

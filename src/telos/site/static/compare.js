@@ -28,6 +28,9 @@
     return kept;
   }
 
+  // How much of two equations is common, from 0 to 1: each is compared with the one of the first method most like it.
+  const likeness = ({ kept, size }, texts) => (2 * kept.size) / (size + texts.length);
+
   function mark(slugs) {
     for (const element of table.querySelectorAll(".differs")) element.classList.remove("differs");
     const rows = [...table.querySelectorAll("tbody tr")];
@@ -39,11 +42,13 @@
         if (new Set(codes.map((code) => code.textContent)).size > 1) codes.forEach((code) => code.classList.add("differs"));
         row.hidden = codes.length === 0;
       } else if (here.some((cell) => cell.querySelector("math"))) {
-        const first = leaves(here[0]).map((leaf) => leaf.textContent);
-        for (const cell of here.slice(1)) {
-          const symbols = leaves(cell);
-          const same = common(first, symbols.map((leaf) => leaf.textContent));
-          symbols.forEach((leaf, index) => { if (!same.has(index)) leaf.classList.add("differs"); });
+        const first = [...here[0].querySelectorAll("math")].map((math) => leaves(math).map((leaf) => leaf.textContent));
+        for (const math of here.slice(1).flatMap((cell) => [...cell.querySelectorAll("math")])) {
+          const symbols = leaves(math);
+          const texts = symbols.map((leaf) => leaf.textContent);
+          const same = first.map((each) => ({ kept: common(each, texts), size: each.length }))
+            .reduce((best, each) => (likeness(each, texts) > likeness(best, texts) ? each : best), { kept: new Set(), size: 0 });
+          symbols.forEach((leaf, index) => { if (!same.kept.has(index)) leaf.classList.add("differs"); });
         }
       }
     }

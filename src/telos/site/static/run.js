@@ -44,7 +44,7 @@
     head.append(state, cancel);
     const bar = make("progress", "", { max: 1, value: 0 });
     bar.setAttribute("aria-label", "Runs finished");
-    const line = make("p", job.state === "waiting" ? "Waiting for the check that runs now." : "Starting.");
+    const line = make("p", job.state === "waiting" ? "Waiting for the check that runs now, or for this one to begin." : "Starting.");
     const table = make("table");
     const rows = new Map();
     const header = table.createTHead().insertRow();

@@ -27,6 +27,7 @@ _HOMES = {
     "Preferences": "telos.data.records",
     "Demonstrations": "telos.data.records",
     "Prompts": "telos.data.records",
+    "ScoredTexts": "telos.data.scored",
 }
 
 

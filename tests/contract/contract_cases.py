@@ -44,10 +44,11 @@ SMALL: dict[str, Any] = {
     "prompts_per_batch": 5,
     "rounds": 2,
     "samples_per_prompt": 2,
+    "template": "<spare{score}> {prompt}",
     "warmup_steps": 0,
     "width": 12,
 }
-"""Options that are made small where a method has them."""
+"""Options that are made small, or fit the bundled model's few words, where a method has them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +127,14 @@ WORLDS: dict[type | None, list[World]] = {
     LoggedBandit: [World("decisions", decisions)],
     Preferences: [World("pairs", lambda: Preferences(prompts(), texts(2), texts(0)), MODEL)],
     Rankings: [World("rankings", lambda: Rankings(prompts(), list(zip(texts(2), texts(1), texts(0)))), MODEL)],
-    ScoredTexts: [World("scored", lambda: ScoredTexts(prompts(), pairs_of_texts(), [(2.0, -1.0)] * COUNT), MODEL)],
+    ScoredTexts: [World("scored", lambda: ScoredTexts(prompts(), pairs_of_texts(), [(2.0, 1.0)] * COUNT), MODEL)],
     Demonstrations: [World("texts", lambda: Demonstrations(prompts(), texts(1)), MODEL)],
     Prompts: [World("prompts", lambda: Prompts(prompts()), {**MODEL, "purpose": count_good})],
     None: [World("given", lambda: None, {**MODEL, "purpose": count_good})],
 }
+
+GIVEN: dict[str, Mapping[str, Any]] = {"salsa": {"reference": "telos:tiny"}}
+"""What single methods need besides their world's."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ class Case:
         return small(self.cls(**options))
 
     def given(self, **changes: Any) -> dict[str, Any]:
-        return {**self.world.given, **changes}
+        return {**self.world.given, **GIVEN.get(class_slug(self.cls), {}), **changes}
 
     def fit(self, *, options: Mapping[str, Any] | None = None, data: Any = None, **arguments: Any) -> Product:
         """Trains for `STEPS` steps on the CPU with seed 0, unless `arguments` say otherwise."""

@@ -14,9 +14,10 @@ from telos.data.options import Options
 from telos.data.records import Demonstrations, LoggedBandit, Preferences, Prompts, Rankings, Transitions
 from telos.data.rl_formats import MINARI_FILE, is_minari, load_gym, load_hdf5, load_minari, load_npz
 from telos.data.rl_formats import save_npz as save_npz
+from telos.data.scored import ScoredTexts
 from telos.data.text_formats import SUFFIXES, load_text, saved_dataset, text_files
 
-TEXT = (Preferences, Demonstrations, Prompts, Rankings)
+TEXT = (Preferences, Demonstrations, Prompts, Rankings, ScoredTexts)
 KNOWN = (
     "minari:ID, gym:ENV?steps=10000, a .npz, .hdf5, .jsonl, .jsonl.gz, .json, .parquet or .csv file, a folder with "
     "such text files or with a Minari or datasets.save_to_disk data set, or a hub name org/name"
@@ -25,7 +26,7 @@ KNOWN = (
 
 def load(
     what: str | Path, *, kind: type | None = None, accepts: tuple[type, ...] = (), **options: Any
-) -> Transitions | LoggedBandit | Preferences | Demonstrations | Prompts | Rankings:
+) -> Transitions | LoggedBandit | Preferences | Demonstrations | Prompts | Rankings | ScoredTexts:
     """Reads a data set and checks it.
 
     Args:
@@ -57,7 +58,8 @@ def load(
     if kind is not None and kind not in (Transitions, LoggedBandit, *TEXT):
         raise TelosError(
             f"{parsed.what}: {kind.__name__} cannot be read from files", expected="Transitions, LoggedBandit, "
-            "Preferences, Demonstrations, Prompts or Rankings", fix="make the record in Python and pass it to fit",
+            "Preferences, Demonstrations, Prompts, Rankings or ScoredTexts",
+            fix="make the record in Python and pass it to fit",
         )  # fmt: skip
     prefix, colon, name = parsed.what.partition(":")
     if colon and prefix in ("minari", "gym"):

@@ -10,6 +10,9 @@ A record has one of these forms, each text plain or a conversation (a list of {"
 | text        | text                         | the completion of an empty prompt                                 |
 | prompt      | prompt                       |                                                                   |
 | ranking     | prompt, ranked               | `ranked` lists K >= 2 texts, best first; `prompt` may be absent   |
+| scored      | prompt, responses, scores    | K >= 2 texts, and a number (or a list of numbers) for each        |
+| rewarded    | prompt, response_1, reward_1, response_2, reward_2                                               |
+| judged      | prompt, chosen, rejected, score_chosen, score_rejected                                           |
 
 Lines and records are counted from 1. An option named like a column says what the file calls it
 (`?prompt=question&completion=answer`). Prompts keep every other column of their file, for purposes that name it.
@@ -29,6 +32,7 @@ from telos.core.errors import TelosError
 from telos.data.extras import extra
 from telos.data.options import Options
 from telos.data.records import Demonstrations, Message, Preferences, Prompts, Rankings, Text
+from telos.data.scored import ScoredTexts, numbers
 
 FORMS: dict[str, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
@@ -37,6 +41,9 @@ FORMS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "prompt": ("prompt",),
     "ranking": ("ranked",),
+    "scored": ("responses", "scores"),
+    "rewarded": ("response_1", "response_2", "reward_1", "reward_2"),
+    "judged": ("chosen", "rejected", "score_chosen", "score_rejected"),
 }
 """The columns that each form must have."""
 
@@ -46,10 +53,13 @@ CHOICES: dict[type | None, tuple[str, ...]] = {
     Demonstrations: ("completion", "messages", "text", "preference"),
     Prompts: ("preference", "prompt", "messages"),
     Rankings: ("ranking", "preference"),
+    ScoredTexts: ("scored", "rewarded", "judged"),
 }
 """The forms from which a record can be made, the preferred first."""
 
 FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "text", "ranked")
+SCORED = ("responses", "scores", "response_1", "response_2", "reward_1", "reward_2", "score_chosen", "score_rejected")
+"""Fields that are read for ScoredTexts only; elsewhere they are columns like any other."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 # Files that tools write beside the data.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
@@ -254,11 +264,12 @@ def hub_rows(name: str, options: Options, wanted: Wanted) -> Rows:
 
 def load_text(
     what: str | Path, kind: type | None, options: Options
-) -> Preferences | Demonstrations | Prompts | Rankings:
+) -> Preferences | Demonstrations | Prompts | Rankings | ScoredTexts:
     """Reads the records in `what`, a file, a folder or a hub name (str), as the record class `kind`."""
     hub = isinstance(what, str)
-    options.only(*(("split",) if hub or what.is_dir() else ()), *(("config",) if hub else ()), *FIELDS)
-    names = {name: options.values.get(name, name) for name in FIELDS}
+    fields = FIELDS + SCORED if kind is ScoredTexts else FIELDS
+    options.only(*(("split",) if hub or what.is_dir() else ()), *(("config",) if hub else ()), *fields)
+    names = {name: options.values.get(name, name) for name in fields}
     wanted = Wanted(names, kind)
     if isinstance(what, str):
         rows = hub_rows(what, options, wanted)
@@ -268,7 +279,7 @@ def load_text(
         rows = file_rows(what, wanted)
     prompts: list[Text | None] = []
     first: list[Any] = []
-    second: list[Text] = []
+    second: list[Any] = []
     others: list[dict[str, Any]] = []
     form, explicit, needed = "", False, ()
     for place, row in rows:
@@ -277,7 +288,8 @@ def load_text(
         if not form:
             form = form_of(row, kind, names, place)
             explicit = names["prompt"] in row
-            needed = FORMS[form] + (("prompt",) if explicit and form in ("preference", "ranking") else ())
+            may_lack_prompt = form in CHOICES[Rankings] + CHOICES[ScoredTexts]
+            needed = FORMS[form] + (("prompt",) if explicit and may_lack_prompt else ())
         reader = Reader(row, place, names)
         for name in needed:
             if names[name] not in row:
@@ -300,6 +312,8 @@ def load_text(
         extra_names = dict.fromkeys(name for row in others for name in row)
         columns = {name: [row.get(name) for row in others] for name in extra_names}
         return Prompts([prompt for prompt in prompts if prompt is not None], origin, columns)
+    if kind is ScoredTexts:
+        return ScoredTexts(prompts, first, second, origin)
     if kind is Rankings:
         return Rankings(prompts, first if form == "ranking" else list(zip(first, second, strict=True)), origin)
     if form == "preference" and kind is not Demonstrations:
@@ -457,12 +471,51 @@ def read_ranking(reader: Reader, explicit: bool) -> tuple[Text | None, tuple[Tex
     return prompt, texts, ""
 
 
+def read_scored(reader: Reader, explicit: bool) -> tuple[Text | None, tuple[Text, ...], tuple[Any, ...]]:
+    """Prompt, the texts, and their scores."""
+    names = {**reader.names, "ranked": reader.names["responses"]}
+    prompt, texts, _ = read_ranking(Reader(reader.row, reader.place, names), explicit)
+    values = reader.row[reader.names["scores"]]
+    if not isinstance(values, list) or len(values) != len(texts):
+        raise TelosError(
+            f"{reader.place}, field '{reader.names['scores']}' does not fit the texts",
+            expected=f"a list of {len(texts)} scores", got=shown(values), fix="mend or remove the record",
+        )  # fmt: skip
+    return prompt, texts, tuple(read_score(reader, "scores", value) for value in values)
+
+
+def read_score(reader: Reader, field: str, value: Any) -> Any:
+    """A finite number or a tuple of them."""
+    found = numbers(value)
+    if found is None:
+        raise TelosError(
+            f"{reader.place}, field '{reader.names[field]}' holds no score", expected="a finite number, or a list",
+            got=shown(value), fix="mend or remove the record",
+        )  # fmt: skip
+    return found if isinstance(value, list) else found[0]
+
+
+def read_two(first: str, second: str, *scores: str) -> Callable[..., tuple[Text | None, Any, Any]]:
+    """A reader of two texts and their scores, each in a column of its own."""
+
+    def read(reader: Reader, explicit: bool) -> tuple[Text | None, Any, Any]:
+        names = {**reader.names, "chosen": reader.names[first], "rejected": reader.names[second]}
+        prompt, one, other = read_preference(Reader(reader.row, reader.place, names), explicit)
+        values = tuple(read_score(reader, name, reader.row[reader.names[name]]) for name in scores)
+        return prompt, (one, other), values
+
+    return read
+
+
 def plain(value: Text | tuple[Text, ...]) -> bool:
     """Whether a text, or the first of several, is a plain one."""
     return isinstance(value[0] if isinstance(value, tuple) else value, str)
 
 
-READERS: dict[str, Callable[[Reader, bool], tuple[Text | None, Any, Text]]] = {
+READERS: dict[str, Callable[[Reader, bool], tuple[Text | None, Any, Any]]] = {
+    "scored": read_scored,
+    "rewarded": read_two("response_1", "response_2", "reward_1", "reward_2"),
+    "judged": read_two("chosen", "rejected", "score_chosen", "score_rejected"),
     "ranking": read_ranking,
     "preference": read_preference,
     "completion": read_completion,

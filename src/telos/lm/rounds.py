@@ -3,13 +3,14 @@
 Each round is two named stages that resume on their own. In `roundN-judge` the policy writes n completions of each of
 the round's prompts, and an oracle or a purpose judges them; its product, `Judgements`, is kept. In `roundN-update` the
 method's learner takes its steps on pairs of them. The policy of the round's beginning is an anchor by its log-probs,
-which the judgements hold, so no copy of it is needed.
+which the judgements hold, so no copy of it is needed. A teacher's answers may stand beside the policy's own, and pairs
+of earlier rounds may be used again, with that anchor computed anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from telos.lm.products import LanguagePolicy
 from telos.lm.rollouts import scores
 from telos.lm.tokens import Ids, Sequences, tokenise_prompts
 from telos.ops.pairs import bradley_terry
-from telos.purposes.oracles import Oracle, asked
+from telos.purposes.oracles import as_oracle, asked
 
 PASS = 64
 """Groups in one pass without gradients."""
@@ -39,7 +40,7 @@ class Judged(Record):
     """A batch of prompts with n completions each and what was said of them.
 
     Args:
-        sequences: tokens (B, n, T), lengths and boundaries (B, n).
+        sequences: tokens (B, n, T), lengths and boundaries (B, n); a teacher's answer, if any, is the last of the n.
         current: (B, n) summed log-probs under the policy that wrote them, whatever transform it sampled with.
         reference: (B, n) the same under the frozen reference.
         prefers: (B, n, n) the chance that i is preferred to j.
@@ -52,6 +53,11 @@ class Judged(Record):
     prefers: Tensor
     scores: Tensor
 
+    @property
+    def win_rates(self) -> Tensor:
+        """(B, n) the mean chance against the prompt's other completions."""
+        return (self.prefers.sum(-1) - 0.5) / (self.prefers.shape[-1] - 1)
+
 
 @dataclass(frozen=True)
 class Pairs(Record):
@@ -61,7 +67,7 @@ class Pairs(Record):
         sequences: tokens (B, 2, T), lengths and boundaries (B, 2).
         current, reference: (B, 2) anchors, see `Judged`.
         chance: (B,) that the first is preferred to the second, as the oracle has it.
-        scores: (B, 2).
+        scores, win_rates: (B, 2), see `Judged`.
     """
 
     sequences: Sequences
@@ -69,6 +75,7 @@ class Pairs(Record):
     reference: Tensor
     chance: Tensor
     scores: Tensor
+    win_rates: Tensor
 
 
 class Judgements(Product):
@@ -138,7 +145,8 @@ class JudgeSource(Source):
     """Takes the next prompts, has the policy write n completions each, and asks what is preferred.
 
     Args:
-        judge: an oracle, or a purpose whose scores become chances by Bradley-Terry.
+        judge: an oracle, or a purpose whose scores become chances by Bradley-Terry; None calls everything equal.
+        answers: token ids of a teacher's answer to each prompt, judged beside the n.
         sampling: temperature, top_k, top_p of the writing; by default the policy as it is.
     """
 
@@ -153,8 +161,10 @@ class JudgeSource(Source):
         max_new_tokens: int,
         columns: Mapping[str, Sequence[Any]],
         sampling: Mapping[str, float],
+        answers: Sequence[Ids] | None = None,
     ):
         self.prompts, self.judge, self.reference, self.columns = prompts, judge, reference, columns
+        self.answers = answers
         self.samples, self.size, self.cursor = samples, batch, 0
         self.sampling = {**sampling, "max_new_tokens": max_new_tokens}
 
@@ -166,10 +176,13 @@ class JudgeSource(Source):
         completions = policy.generate(
             [self.prompts[i] for i in chosen], n=self.samples, rng=rng.torch(policy.model.device), **self.sampling
         )
-        rows = [i for i in chosen for _ in range(self.samples)]
-        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
-        said, prefers = judgements(self.judge, completions, self.samples, policy.model, columns)
-        shape, device = (len(chosen), self.samples), self.reference.device
+        n = self.samples
+        if self.answers is not None:
+            completions = with_answers(completions, [self.answers[i] for i in chosen], policy.model)
+            n += 1
+        columns = {name: [values[i] for i in chosen for _ in range(n)] for name, values in self.columns.items()}
+        said, prefers = judgements(self.judge, completions, n, policy.model, columns)
+        shape, device = (len(chosen), n), self.reference.device
         flat = Sequences(completions.tokens, completions.lengths, completions.boundaries).to(device)
         return Judged(
             Sequences(*(part.unflatten(0, shape) for part in (flat.tokens, flat.lengths, flat.boundaries))),
@@ -191,18 +204,52 @@ def judgements(
 ) -> tuple[Tensor, Tensor]:
     """Scores (g, n) and the chances (g, n, n) that i is preferred to j, of n completions of each of g prompts."""
     g = len(completions.texts) // n
-    if not isinstance(judge, Oracle):
+    if judge is None:
+        return torch.zeros(g, n), torch.full((g, n, n), 0.5)
+    oracle = as_oracle(judge)
+    if oracle is None:
         said = scores(judge, completions, model.tokenizer, columns).view(g, n)
         return said, bradley_terry(said)
     first, second = np.triu_indices(n, 1)
     left = (np.arange(g)[:, None] * n + first).ravel()
     right = (np.arange(g)[:, None] * n + second).ravel()
     texts, prompts = completions.texts, completions.prompts
-    chances = asked(judge, [prompts[i] for i in left], [texts[i] for i in left], [texts[i] for i in right])
+    chances = asked(oracle, [prompts[i] for i in left], [texts[i] for i in left], [texts[i] for i in right])
     prefers = torch.full((g, n, n), 0.5)
     upper = torch.from_numpy(chances).float().view(g, -1)
     prefers[:, first, second], prefers[:, second, first] = upper, 1 - upper
     return (prefers.sum(-1) - 0.5) / max(n - 1, 1), prefers
+
+
+def with_answers(completions: Completions, answers: Sequence[Ids], model: LanguageModel) -> Completions:
+    """The completions with a further one of each prompt, the last of its group; log-probs and transform are left out.
+
+    Args:
+        answers: token ids of one answer a prompt, closed by the end token or cut off.
+    """
+    g = len(answers)
+    n = len(completions.texts) // g
+    prompts, heads = completions.tokens[::n], completions.boundaries[::n]
+    rows = [torch.cat([row[:head], torch.from_numpy(ids)]) for row, head, ids in zip(prompts, heads, answers)]
+    lengths = torch.tensor([len(row) for row in rows])
+    width = max(int(lengths.max()), completions.tokens.shape[1])
+    taught = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
+    own = torch.nn.functional.pad(completions.tokens, (0, width - completions.tokens.shape[1]))
+    texts = model.tokenizer.batch_decode([ids.tolist() for ids in answers], skip_special_tokens=True)
+
+    def beside(first: Tensor, last: Tensor) -> Tensor:
+        return torch.cat([first.unflatten(0, (g, n)), last[:, None]], 1).flatten(0, 1)
+
+    tokens = beside(own, taught)
+    return Completions(
+        [text for i in range(g) for text in (*completions.texts[i * n : (i + 1) * n], texts[i])],
+        [prompt for prompt in completions.prompts[::n] for _ in range(n + 1)],
+        tokens,
+        beside(completions.lengths, lengths),
+        beside(completions.boundaries, heads),
+        torch.zeros(tokens.shape),
+        beside(completions.finished, torch.tensor([int(ids[-1]) == model.eos_id for ids in answers])),
+    )
 
 
 @torch.no_grad()
@@ -249,7 +296,32 @@ class PairSet:
             judged.reference[prompt, both],
             judged.prefers[rows[:, 0], rows[:, 1], rows[:, 2]],
             judged.scores[prompt, both],
+            judged.win_rates[prompt, both],
         )
+
+    def part(self, share: float, generator: torch.Generator) -> PairSet | None:
+        """A random share in [0, 1] of the pairs, rounded down; None where that is none."""
+        count = int(share * len(self))
+        order = torch.randperm(len(self), generator=generator, device=self.pairs.device)
+        return PairSet(self.judged, self.pairs[order[:count]]) if count else None
+
+    def anchored_at(self, model: LanguageModel) -> PairSet:
+        """The same pairs with the model as the current policy; prompts without a pair are dropped."""
+        prompts, places = self.pairs[:, 0].unique(return_inverse=True)
+        judged = self.judged[prompts]
+        current = log_probs(model, judged.sequences.flat()).view_as(judged.current)
+        return PairSet(replace(judged, current=current), torch.cat([places[:, None], self.pairs[:, 1:]], 1))
+
+
+def pooled(sets: Sequence[PairSet]) -> PairSet:
+    """All pairs of sets with as many completions a prompt."""
+    judged = [found.judged for found in sets]
+    starts = np.cumsum([0, *map(len, judged)])
+    pairs = [torch.cat([s.pairs[:, :1] + int(at), s.pairs[:, 1:]], 1) for s, at in zip(sets, starts, strict=False)]
+    whole = [record.sequences for record in judged]
+    sequences = Sequences(*(torch.cat([getattr(w, f) for w in whole]) for f in ("tokens", "lengths", "boundaries")))
+    names = ("current", "reference", "prefers", "scores")
+    return PairSet(Judged(sequences, *(torch.cat([getattr(j, f) for j in judged]) for f in names)), torch.cat(pairs))
 
 
 @dataclass(frozen=True)
@@ -259,9 +331,10 @@ class Plan:
     Args:
         rounds: how many; `fit`'s steps are shared equally among their updates, the last takes what is left over.
         prompts: prompts a round: each round takes the next ones, and begins again where they end.
-        samples: completions of each prompt, n >= 2.
+        samples: completions of each prompt, n >= 1; one alone has pairs only with a teacher's answer.
         batch_size: pairs an update.
         judge_batch: prompts written and judged at once.
+        replay: share of the last round's pairs that a round uses again; half of it of the round before that, and so on.
     """
 
     rounds: int
@@ -271,13 +344,15 @@ class Plan:
     max_new_tokens: int
     judge_batch: int = 64
     sampling: Mapping[str, float] = field(default_factory=dict)
+    replay: float = 0.0
 
     def __post_init__(self) -> None:
         counts = (self.rounds, self.prompts, self.batch_size, self.max_new_tokens, self.judge_batch)
-        if min(counts) < 1 or self.samples < 2:
+        if min(counts) < 1 or self.samples < 1 or not 0 <= self.replay <= 1:
             raise TelosError(
-                "a count of the rounds is out of range", expected="counts >= 1, samples >= 2",
-                got=f"rounds, prompts, batch_size, max_new_tokens, judge_batch = {counts}, samples = {self.samples}",
+                "a count of the rounds is out of range", expected="counts >= 1, samples >= 1, replay in [0, 1]",
+                got=f"rounds, prompts, batch_size, max_new_tokens, judge_batch = {counts}, samples = {self.samples}, "
+                f"replay = {self.replay}",
             )  # fmt: skip
 
 
@@ -285,29 +360,42 @@ Build = Callable[[Judged, torch.Generator], Tensor]
 """(judged completions, generator) -> pairs (P, 3)."""
 
 
-def rounds(spec: Spec, plan: Plan, learner: Callable[[LanguageModel], Learner], build: Build) -> Stages:
+def rounds(
+    spec: Spec,
+    plan: Plan,
+    learner: Callable[[LanguageModel], Learner],
+    build: Build,
+    *,
+    answers: Sequence[Ids] | None = None,
+    history: list[PairSet] | None = None,
+) -> Stages:
     """The stages of all rounds; the product is the last round's policy.
 
     Args:
         spec: with Prompts as data, and model, reference and purpose (or oracle) as given.
         learner: makes a round's learner, which starts from the weights of the model that it is handed.
         build: the method's choice of pairs.
+        answers: a teacher's answers to the data's prompts, at most max_new_tokens ids each.
+        history: receives the pairs of each round.
     """
-    if spec.steps < plan.rounds:
-        raise TelosError("fewer steps than rounds", expected=f"--steps {plan.rounds} or more", got=f"{spec.steps}")
     model, reference = spec.given["model"], spec.given["reference"]
     ids = tokenise_prompts(model, spec.data, plan.max_new_tokens)
     width = max(map(len, ids)) + plan.max_new_tokens
-    policy = LanguagePolicy(model)
+    policy, history = LanguagePolicy(model), [] if history is None else history
+    if spec.steps == 0:
+        return policy
+    if spec.steps < plan.rounds:
+        raise TelosError("fewer steps than rounds", expected=f"--steps {plan.rounds} or more", got=f"{spec.steps}")
     for number in range(1, plan.rounds + 1):
         name, rng = f"round{number}", spec.rng.at("round", number)
         chosen = round_prompts(len(ids), plan.prompts, number - 1, spec.rng)
         source = JudgeSource(
-            [ids[i] for i in chosen], spec.given["purpose"], reference, samples=plan.samples, batch=plan.judge_batch,
-            max_new_tokens=plan.max_new_tokens, sampling=plan.sampling,
+            [ids[i] for i in chosen], spec.given.get("purpose"), reference, samples=plan.samples,
+            batch=plan.judge_batch, max_new_tokens=plan.max_new_tokens, sampling=plan.sampling,
             columns={key: [values[i] for i in chosen] for key, values in spec.data.columns.items()},
+            answers=[answers[i] for i in chosen] if answers is not None else None,
         )  # fmt: skip
-        kept = Judgements(len(chosen), plan.samples, width).to(reference.device)
+        kept = Judgements(len(chosen), plan.samples + (answers is not None), width).to(reference.device)
         judging = Stage(
             f"{name}-judge", Collector(policy, kept), source, -(-len(chosen) // plan.judge_batch), evaluated=False
         )
@@ -315,14 +403,29 @@ def rounds(spec: Spec, plan: Plan, learner: Callable[[LanguageModel], Learner], 
         assert isinstance(found, Judgements)
         judged = found.judged
         pairs = PairSet(judged, build(judged, rng.at("pairs").torch(reference.device)))
+        shares = ((plan.replay / 2**age, old) for age, old in enumerate(reversed(history)))
+        again = [old.part(share, rng.at("replay", i).torch(reference.device)) for i, (share, old) in enumerate(shares)]
+        history.append(pairs)
+        pairs = pooled([pairs, *(old.anchored_at(model) for old in again if old is not None)])
         done = (number - 1) * (spec.steps // plan.rounds)
         steps = spec.steps // plan.rounds if number < plan.rounds else spec.steps - done
-        policy.model.network.requires_grad_(True)
         order = Epochs(pairs, plan.batch_size, rng.at("order"), pairs.lengths)
-        written = yield Stage(f"{name}-update", learner(policy.model), order, steps, first=done)
+        written = yield Stage(f"{name}-update", learner(model), order, steps, first=done)
         assert isinstance(written, LanguagePolicy)
-        policy = written
+        take_over(model, written.model)
     return policy
+
+
+def take_over(model: LanguageModel, other: LanguageModel) -> None:
+    """Gives `model` the weights of what a finished stage had saved; nothing to do where the two are one object."""
+    if other is model:
+        return
+    if other.network.state_dict().keys() != model.network.state_dict().keys():
+        raise TelosError(
+            "the rounds cannot go on: their model had adapters, which were folded into its weights when it was saved",
+            fix="give the model by its folder or name, so that its adapters are saved apart",
+        )
+    model.network.load_state_dict(other.network.state_dict())
 
 
 def round_prompts(count: int, size: int, number: int, rng: Rng) -> list[int]:

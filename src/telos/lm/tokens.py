@@ -97,6 +97,7 @@ class TokenGroups:
 
     Args:
         reference: (N, K) summed reference log-probs, once they are known.
+        rows: N numbers of the records that the groups come from, for what the record says besides texts.
     """
 
     prompts: list[Ids]
@@ -104,6 +105,7 @@ class TokenGroups:
     report: TokenReport
     reference: Tensor | None = None
     device: torch.device = field(default=torch.device("cpu"))
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -300,6 +302,7 @@ def tokenise(
             got=f"max_length={max_length}, overlong={overlong}, boundary={boundary}",
         )
     groups: list[tuple[list[int], list[list[int]]]] = []
+    kept: list[int] = []
     if isinstance(data, Preferences):
         columns: list[Sequence[Text]] = [data.chosen, data.rejected]
     elif isinstance(data, Rankings):
@@ -346,6 +349,7 @@ def tokenise(
             counts["prompts_truncated"] += 1
             prompt = cut_left(prompt, limit - longest, begin)
         groups.append((prompt, completions))
+        kept.append(row)
     report = TokenReport(len(data), len(groups), **counts)
     if not groups:
         raise TelosError(
@@ -356,6 +360,7 @@ def tokenise(
         [tuple(np.array(c, np.int64) for c in completions) for _, completions in groups],
         report,
         device=torch.device(device),
+        rows=tuple(kept),
     )
 
 

@@ -12,6 +12,7 @@ from telos.core.errors import TelosError
 from telos.purposes.answers import Answer
 from telos.purposes.keywords import AllKeywords, Keywords
 from telos.purposes.lengths import Length, MaxWords
+from telos.purposes.oracles import Oracle
 from telos.purposes.patterns import Match, Regex
 from telos.purposes.sentiment import Sentiment
 from telos.purposes.user import user_function
@@ -53,8 +54,8 @@ def resolve(purpose: str | Path | Mapping[Any, float] | Sequence[Any] | Any) -> 
     if isinstance(purpose, Sequence):
         pairs = [item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0) for item in purpose]
         return Weighted(tuple((resolve(name), weight) for name, weight in pairs))
-    if not callable(purpose):
-        raise TelosError("not a purpose", expected=f"a function, or {FORMS}", got=repr(purpose))
+    if not callable(purpose) and not isinstance(purpose, Oracle):
+        raise TelosError("not a purpose", expected=f"a function, an oracle, or {FORMS}", got=repr(purpose))
     return purpose
 
 

@@ -1,13 +1,15 @@
 """Oracles: which of two completions is preferred, with what probability. Any purpose is one through Bradley-Terry.
 
-An oracle has `prefers(prompts, first, second) -> N probabilities` that the first is preferred. A general one need not
-follow from scores: it may be intransitive. What it says of a pair and of the pair turned round is averaged, so that the
+An oracle has `prefers(prompts, first, second) -> N probabilities` that the first is preferred, or is a function with
+just these three parameters, as `file.py:function` may be. A general one need not follow from scores: it may be
+intransitive. What it says of a pair and of the pair turned round is averaged, so that the
 two always sum to 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +25,28 @@ class Oracle(Protocol):
     def prefers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Any:
         """N numbers in [0, 1]: the chance that the first completion is preferred to the second."""
         ...
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The oracle that a function of (prompts, first, second) is."""
+
+    function: Callable[[Sequence[str], Sequence[str], Sequence[str]], Any]
+
+    def prefers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Any:
+        return self.function(prompts, first, second)
+
+
+def as_oracle(judge: Any) -> Oracle | None:
+    """The judge as an oracle, or None where it scores single completions."""
+    if isinstance(judge, Oracle):
+        return judge
+    function = getattr(judge, "function", judge)  # of a user's file
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return Compared(function) if parameters == ["prompts", "first", "second"] else None
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,20 @@ def noisy_pairs(
     return torch.where(first[:, None], pairs, pairs.flip(1))
 
 
-def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], steps: int, learning_rate: float) -> list[float]:
-    """Adam on the full loss for `steps` steps, in place; the losses before each step."""
+def minimise(
+    loss: Callable[[], Tensor],
+    parameters: list[Tensor],
+    steps: int,
+    learning_rate: float,
+    each: Callable[[int], None] | None = None,
+) -> None:
+    """Adam on the full loss for `steps` steps, in place; `each` is called with the number of steps taken, from 0 on."""
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    losses: list[float] = []
-    for _ in range(steps):
+    for step in range(steps):
+        if each is not None:
+            each(step)
         optimizer.zero_grad()
-        value = loss()
-        value.backward()
+        loss().backward()
         optimizer.step()
-        losses.append(float(value.detach()))
-    return losses
+    if each is not None:
+        each(steps)

@@ -43,7 +43,7 @@ class Saturating:
         return RISE * torch.tanh(answers @ self.direction) - FALL * answers.square().sum(-1) + FALL * FEATURES
 
     def pairs(self, count: int, flipped: float, rng: Rng) -> Tensor:
-        """(count, 2, 40) pairs, the preferred answer first; each label is wrong with probability `flipped` in [0, 1]."""
+        """(count, 2, 40) pairs, the preferred answer first; a label is wrong with probability `flipped` in [0, 1]."""
         answers = torch.randn((count, 2, FEATURES), generator=rng.at("answers").torch())
         gold = self.gold(answers)
         wrong = torch.rand(count, generator=rng.at("flips").torch()) < flipped

@@ -91,7 +91,7 @@ PAPER = {
         "A very large eta is fine-tuning on the chosen answers.",
         "TRL's rpo_alpha and NeMo's RPO are other methods.",
     ],
-    "terms": ["overoptimisation", "reward hacking", "SFT regularisation", "maximin", "partial coverage", "adversarial"],
+    "terms": ["over-optimisation", "reward hacking", "maximin", "partial coverage", "likelihood displacement"],
     "usage": [
         "telos fit rpo --data pairs.jsonl --model telos:tiny --beta 0.1 --eta 0.2 --steps 40 --batch-size 16 "
         "--learning-rate 3e-4 --warmup-steps 0 --out runs/rpo",
@@ -196,6 +196,7 @@ def given_responses(spec: Spec, method: RPO) -> TokenGroups:
     from telos.data.formats import load
 
     data = load(method.baseline, kind=Demonstrations)
+    assert isinstance(data, Demonstrations)
     model: LanguageModel = spec.given["model"]
     return tokenise(
         model, data, max_length=method.max_length, overlong=method.overlong, boundary=method.boundary,

@@ -154,7 +154,8 @@ class RMEnsembles(Method):
         for number in range(self.members):
             name = f"member{number}"
             own = spec.replace(rng=spec.rng.at(name))
-            made = yield Stage(name, self.learner(own, rng.at(name)), self.source(own), spec.steps)
+            learner, first = self.learner(own, rng.at(name)), number * spec.steps
+            made = yield Stage(name, learner, self.source(own), spec.steps, first)
             assert isinstance(made, RewardScorer)
             scorers.append(made)
         groups: TokenGroups = spec.data

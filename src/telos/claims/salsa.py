@@ -170,7 +170,7 @@ CLAIMS = {
             "200 our model overfits to 3.85 nats a token, with 60 it has the 3.02 that the dossier's prototype had.",
             "At beta 0.3 the dossier expects no difference; it is measured and not judged, as is gold at equal KL to "
             "the pre-trained model: the paper does not tell a better anchor from a weaker pull.",
-            "Developed on seeds 1000 to 1002, on which the model fine-tuned on all sentences was the better reference.",
+            "Developed on seeds 1000 to 1002, on which the model fine-tuned on all sentences was as good a reference.",
         ),
     ),
 }

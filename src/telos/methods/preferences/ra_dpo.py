@@ -57,8 +57,8 @@ PAPER = {
     "data": "preference pairs with scores",
     "summary": "Conditions the policy on a requested score and relabels each pair for both scores, so plain DPO learns "
     "every level of quality.",
-    "claim": "On bit strings and on TinySent the achieved score follows the requested one, far less so if responses "
-    "are left unswapped, and the top request gives no less gold reward than DPO.",
+    "claim": "On bit strings the achieved score follows the requested one, far less so if responses are left "
+    "unswapped, and the top request gives more gold reward than DPO.",
     "paper_claim": {
         "where": "the main table (AlpacaEval 2, MT-Bench, Arena-Hard) and the ablations",
         "text": "On the same pairs, relabelled, DPO gains far more than on the pairs as they are, on three models; it "

@@ -15,9 +15,9 @@ def refuse(*arguments: object, **options: object) -> None:
     raise NetworkUsed(f"a socket was used: {arguments[1:]}")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_network():
-    """Connecting and looking names up raise."""
+    """Connecting and looking names up raise, in this suite only: other tests of the same process have servers."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("connect", "connect_ex", "sendto"):
             patch.setattr(socket.socket, name, refuse)

@@ -31,4 +31,4 @@ def join(device: str) -> torch.device:
     with extra("lm", "several processes"):
         from accelerate import PartialState
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-    return torch.device(state.device)
+    return torch.device(str(state.device))

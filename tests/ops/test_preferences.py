@@ -6,7 +6,17 @@ from itertools import permutations
 import pytest
 import torch
 
-from telos.ops.preferences import margin, plackett_luce, sigmoid, smoothed_sigmoid, squared
+from telos.ops.preferences import (
+    anchored,
+    hinge,
+    margin,
+    plackett_luce,
+    regression,
+    sigmoid,
+    smoothed_sigmoid,
+    soft_sigmoid,
+    squared,
+)
 
 ZERO = torch.zeros(5)
 MARGINS = torch.tensor([-40.0, -3.0, -0.2, 0.0, 0.7, 5.0, 60.0], dtype=torch.float64)
@@ -21,17 +31,49 @@ def test_every_loss_at_the_reference(beta):
 
 
 def test_margin_is_a_difference_of_log_ratios_and_ignores_shifts():
-    numbers = torch.tensor([[-10.0, -12.0, -11.0, -9.0]])
-    chosen, rejected, ref_chosen, ref_rejected = numbers.T
-    assert margin(chosen, rejected, ref_chosen, ref_rejected).item() == (-10.0 + 11.0) - (-12.0 + 9.0) == 4.0
-    assert margin(chosen + 7, rejected + 7, ref_chosen - 3, ref_rejected - 3).item() == 4.0
-    assert margin(chosen, rejected).item() == 2.0  # no reference
+    log_probs, reference = torch.tensor([[-10.0, -12.0]]), torch.tensor([[-11.0, -9.0]])
+    assert margin(anchored(log_probs, (1.0, reference))).item() == (-10.0 + 11.0) - (-12.0 + 9.0) == 4.0
+    assert margin(anchored(log_probs + 7, (1.0, reference - 3))).item() == 4.0
+    assert margin(anchored(log_probs)).item() == margin(log_probs).item() == 2.0  # no reference
+
+
+def test_anchors_are_weighted_and_constant():
+    log_probs = torch.tensor([[-3.0, -5.0, -1.0]], requires_grad=True)
+    anchors = [torch.tensor([[-4.0, -2.0, 0.5]], requires_grad=True), torch.tensor([[1.0, 2.0, 3.0]])]
+    ratios = anchored(log_probs, (0.25, anchors[0]), (0.75, anchors[1]))
+    assert torch.allclose(ratios, torch.tensor([[-3 + 1 - 0.75, -5 + 0.5 - 1.5, -1 - 0.125 - 2.25]]))
+    ratios.sum().backward()
+    assert torch.equal(log_probs.grad, torch.ones(1, 3)) and anchors[0].grad is None
+    # Anchors whose weights sum to 1 and that are equal are one.
+    same = anchors[1]
+    assert torch.allclose(anchored(log_probs, (0.3, same), (0.7, same)), anchored(log_probs, (1.0, same)))
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
+def test_hinge_regression_and_soft_labels(beta):
+    h = MARGINS.clone().requires_grad_()
+    assert torch.allclose(hinge(h, beta), (1 - beta * MARGINS).clamp(min=0))
+    hinge(h, beta).sum().backward()
+    assert torch.allclose(h.grad, torch.where(beta * MARGINS < 1, -beta, 0.0).double())
+    target = torch.linspace(-1, 2, len(MARGINS), dtype=torch.float64)
+    assert torch.allclose(regression(MARGINS, beta, target), (target - beta * MARGINS) ** 2 / (2 * beta))
+    assert regression(target / beta, beta, target).abs().max() < 1e-12
+    # Rewards of 1/4 and -1/4: IPO up to the factor beta / 2.
+    half = torch.full_like(MARGINS, 0.5)
+    assert torch.allclose(regression(MARGINS, beta, half), beta / 2 * squared(MARGINS, beta))
+    one = torch.ones_like(MARGINS)
+    assert torch.allclose(soft_sigmoid(MARGINS, beta, one), sigmoid(MARGINS, beta))
+    assert torch.allclose(soft_sigmoid(MARGINS, beta, 0.9 * one), smoothed_sigmoid(MARGINS, beta, 0.1))
+    # Least where sigma(beta h) is the label, with the label's entropy.
+    label = 0.3 * one
+    least = soft_sigmoid(torch.logit(label) / beta, beta, label)
+    assert torch.allclose(least, -(0.3 * math.log(0.3) + 0.7 * math.log(0.7)) * one)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
 def test_swapping_the_pair_negates_the_margin_and_costs_beta_h(beta):
     zeros = torch.zeros_like(MARGINS)
-    h, swapped = margin(MARGINS, zeros, zeros, zeros), margin(zeros, MARGINS)
+    h, swapped = (margin(torch.stack(pair, -1)) for pair in ((MARGINS, zeros), (zeros, MARGINS)))
     assert torch.equal(swapped, -h)
     assert torch.allclose(sigmoid(swapped, beta) - sigmoid(h, beta), beta * h, atol=1e-10)
 
@@ -39,7 +81,7 @@ def test_swapping_the_pair_negates_the_margin_and_costs_beta_h(beta):
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
 def test_gradient_is_minus_beta_sigmoid_of_minus_beta_h(beta):
     chosen, rejected = (MARGINS / 2).clone().requires_grad_(), (-MARGINS / 2).clone().requires_grad_()
-    sigmoid(margin(chosen, rejected), beta).mean().backward()
+    sigmoid(margin(torch.stack([chosen, rejected], -1)), beta).mean().backward()
     expected = -beta / (1 + (beta * MARGINS).exp()) / len(MARGINS)
     assert torch.allclose(chosen.grad, expected, atol=1e-12)
     assert torch.equal(rejected.grad, -chosen.grad)
@@ -109,7 +151,7 @@ def test_population_limit_of_two_arms_is_odds_of_e():
     prefer = torch.sigmoid(torch.tensor(1.0, dtype=torch.float64))
 
     def loss(log_policy):
-        h = margin(log_policy[:1], log_policy[1:], log_reference[:1], log_reference[1:])
+        h = margin(anchored(log_policy[None], (1.0, log_reference[None])))
         return (prefer * sigmoid(h, 1.0) + (1 - prefer) * sigmoid(-h, 1.0)).sum()
 
     policy = minimise(loss, torch.zeros(2, dtype=torch.float64, requires_grad=True))

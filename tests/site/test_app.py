@@ -277,7 +277,7 @@ def test_a_hundred_requests_start_two_checks_at_most(served: Served):
     with ThreadPoolExecutor(20) as pool:
         found = list(pool.map(submit, range(100)))
     active = [job["id"] for job in jobs(served) if job["state"] in ("waiting", "running")]
-    assert len(active) == 2 and set(found) == {202, 303, 429}
+    assert len(active) == 2 and 429 in found and set(found) & {202, 303} and set(found) <= {202, 303, 429}
     assert len(list((served.folder / "runs").iterdir())) == 5  # two old ones, two new ones, the lock
     page = ask(served, "/runs").body
     assert page.count(b">Cancel</button>") == 2

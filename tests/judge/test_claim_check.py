@@ -236,7 +236,9 @@ def test_a_killed_check_leaves_no_process_and_keeps_finished_arms(monkeypatch, t
     pids.mkdir()
     program = tmp_path / "program.py"
     program.write_text(
-        f"from telos.judge.check import check\nif __name__ == '__main__':\n    check('{toy}', jobs={jobs})\n"
+        # What a shell starts in the background ignores Ctrl-C, and so would this program.
+        "import signal\nfrom telos.judge.check import check\nif __name__ == '__main__':\n"
+        f"    signal.signal(signal.SIGINT, signal.default_int_handler)\n    check('{toy}', jobs={jobs})\n"
     )
     environment = {**os.environ, "TOY_PIDS": str(pids), "PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen(

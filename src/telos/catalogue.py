@@ -73,15 +73,19 @@ def page(slug: str, results: Mapping[tuple[str, str], Result] | None = None) -> 
         TelosError: no such slug.
     """
     found = read_results() if results is None else results
+    return {**find(slug, found), **details(slug, found)}
+
+
+def details(slug: str, results: Mapping[tuple[str, str], Result]) -> Row:
+    """What the page of a known slug says besides its row: the further keys of `page`."""
     entry = entries().get(slug)
     header = entry.header if entry else {}
     return {
-        **find(slug, found),
         **{key: header.get(key) for key in ("paper_claim", "at_scale")},
         **{key: header.get(key, []) for key in LISTS},
         "options": hyperparameters(entry) if entry else {},
         "has_claim": entry is not None and entry.claim_module is not None,
-        "results": {scale: result for (name, scale), result in found.items() if name == slug},
+        "results": {scale: result for (name, scale), result in results.items() if name == slug},
     }
 
 

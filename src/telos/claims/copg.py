@@ -7,7 +7,6 @@ Standard: TinySent with gold itself as the reward, against DPO and IPO on the sa
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,16 +25,16 @@ from telos.judge.language import Scene
 from telos.judge.plots import plane
 from telos.judge.verdict import Better, Threshold
 from telos.lm.model import TINY
-from telos.lm.products import LanguagePolicy
 from telos.methods.preferences.copg import copg_loss, differences, off_policy_loss, ordered
 from telos.worlds import arms as bandit
 from telos.worlds import tiny_sent
+from telos.worlds.tiny_pairs import NEW_TOKENS, ordered_pairs
 
 REWARDS = torch.tensor([2.5, 2.0, 1.0])
 BEHAVIOURS = torch.tensor([[0.1, 0.2, 0.7], [0.05, 0.05, 0.9]])
 REFERENCE = torch.full((3,), -math.log(3))
 BETA, PAIRS, BATCH, EPOCHS, RATE = 0.5, 10_000, 512, 400, 1e-3
-SCENE = Scene(TINY, tiny_sent.prompts, tiny_sent.gold, 21, samples=512)
+SCENE = Scene(TINY, tiny_sent.prompts, tiny_sent.gold, NEW_TOKENS, samples=512)
 PROMPTS, LM_STEPS = 1500, 300
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -85,22 +84,7 @@ def regret(logits: Tensor) -> float:
 @functools.lru_cache(maxsize=2)
 def scored(seed: int, count: int) -> ScoredTexts:
     """All pairs with different gold among 4 samples of the model for each of `count` prompts, the higher first."""
-    rng = Rng(seed).at("pairs")
-    prompts = tiny_sent.prompts(count, rng.at("prompts").numpy())
-    policy = LanguagePolicy(SCENE.reference)
-    drawn = policy.generate(prompts, n=4, rng=rng.at("samples").torch(), max_new_tokens=SCENE.new_tokens)
-    golds, texts = tiny_sent.gold(drawn.prompts, drawn.texts), [f" {text}" for text in drawn.texts]
-    found = [
-        (i, j) if golds[i] > golds[j] else (j, i)
-        for start in range(0, len(texts), 4)
-        for i, j in itertools.combinations(range(start, start + 4), 2)
-        if golds[i] != golds[j]
-    ]
-    return ScoredTexts(
-        [prompts[i // 4] for i, _ in found],
-        [(texts[i], texts[j]) for i, j in found],
-        [(float(golds[i]), float(golds[j])) for i, j in found],
-    )
+    return ScoredTexts(*ordered_pairs(SCENE.reference, count, Rng(seed).at("pairs")))
 
 
 def on_texts(trial: Trial, method: Method) -> Measures:

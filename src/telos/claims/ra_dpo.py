@@ -7,7 +7,6 @@ every number is exact. Standard: TinySent, the goal one of the model's spare wor
 from __future__ import annotations
 
 import functools
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,14 @@ from telos.judge.plots import plane
 from telos.judge.verdict import Better, Holds, Threshold
 from telos.lm.log_probs import reference_log_probs
 from telos.lm.model import TINY
-from telos.lm.products import LanguagePolicy
 from telos.lm.tokens import tokenise
 from telos.methods.preferences.ra_dpo import RADPO, GoalPolicy, relabelled, sigmoid_loss
 from telos.worlds import bit_strings, tiny_sent
+from telos.worlds.tiny_pairs import NEW_TOKENS, ordered_pairs
 
 BITS, PAIRS, STEPS, RATE, WIDTH, TOP = 10, 1000, 300, 3e-3, 32, 10
 ASKED = (1, 3, 5, 7, 9)
-SCENE = Scene(TINY, tiny_sent.prompts, tiny_sent.gold, 21, samples=512)
+SCENE = Scene(TINY, tiny_sent.prompts, tiny_sent.gold, NEW_TOKENS, samples=512)
 PROMPTS, LM_STEPS, ASKED_OF_TEXTS = 1500, 400, (1, 3, 5, 7, 10)
 TEMPLATE = "<spare{score}> {prompt}"
 
@@ -97,22 +96,10 @@ def curve(achieved: dict[int, float]) -> dict[str, float]:
 def scored(seed: int, count: int) -> tuple[ScoredTexts, Preferences]:
     """All pairs with different gold among 4 samples a prompt, with scores round(gold + 5) cut to 0..10; the same as
     pairs ranked by gold."""
-    rng = Rng(seed).at("pairs")
-    prompts = tiny_sent.prompts(count, rng.at("prompts").numpy())
-    policy = LanguagePolicy(SCENE.reference)
-    drawn = policy.generate(prompts, n=4, rng=rng.at("samples").torch(), max_new_tokens=SCENE.new_tokens)
-    golds, texts = tiny_sent.gold(drawn.prompts, drawn.texts), [f" {text}" for text in drawn.texts]
-    found = [
-        (i, j) if golds[i] > golds[j] else (j, i)
-        for start in range(0, len(texts), 4)
-        for i, j in itertools.combinations(range(start, start + 4), 2)
-        if golds[i] != golds[j]
-    ]
-    asked = [prompts[i // 4] for i, _ in found]
-    grades = np.clip(np.round(golds + 5), 0, TOP)
-    groups = [(texts[i], texts[j]) for i, j in found]
-    data = ScoredTexts(asked, groups, [(float(grades[i]), float(grades[j])) for i, j in found])
-    return data, Preferences(asked, [a for a, _ in groups], [b for _, b in groups])
+    asked, texts, golds = ordered_pairs(SCENE.reference, count, Rng(seed).at("pairs"))
+    grades = np.clip(np.round(np.array(golds) + 5), 0, TOP).tolist()
+    data = ScoredTexts(asked, texts, [(higher, lower) for higher, lower in grades])
+    return data, Preferences(asked, [a for a, _ in texts], [b for _, b in texts])
 
 
 def on_texts(trial: Trial, method: Method, steps: int) -> Measures:

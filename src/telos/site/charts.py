@@ -19,6 +19,7 @@ from scipy import special
 
 from telos.judge.report import number, with_interval
 from telos.judge.stats import LEVEL, Floats
+from telos.site import content
 
 COLOURS = 8
 """--c0 to --c7; further series take them again, with another dash and marker."""
@@ -438,14 +439,8 @@ def _dash(name: str, drawn: Mapping[str, _Series], variant: int) -> str:
 
 
 def _bounds(stated: Mapping[str, Any]) -> list[float]:
-    """What an interval is held against, besides zero."""
-    if stated["kind"] == "Better":
-        return [stated["margin"]] if stated["margin"] else []
-    if stated["kind"] == "Within":
-        return [-stated["tolerance"], stated["tolerance"]]
-    if stated["kind"] == "Threshold":
-        return [bound for bound in (stated["at_least"], stated["at_most"]) if bound is not None]
-    return []
+    """What an interval is held against; a margin of zero needs no line of its own."""
+    return [bound for bound in content.bounds(stated) if bound or stated["kind"] != "Better"]
 
 
 def _stacked(places: Iterable[float]) -> list[tuple[float, float]]:

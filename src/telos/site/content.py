@@ -159,14 +159,10 @@ class Library:
         return found
 
     def page(self, slug: str) -> dict[str, Any]:
-        """Everything on a paper or baseline: its card and `catalogue.page`.
-
-        Raises:
-            TelosError: no such slug.
-        """
-        row = catalogue.page(slug, self.results)
-        results = {scale: row["results"][scale] for scale in self.scales(slug)}
-        return {**self.card(self.rows[slug]), **row, "results": results, "source": source(entries().get(slug))}
+        """Everything on a paper or baseline: its card and `catalogue.details`."""
+        more = catalogue.details(slug, self.results)
+        results = {scale: more["results"][scale] for scale in self.scales(slug)}
+        return {**self.card(self.rows[slug]), **more, "results": results, "source": source(entries().get(slug))}
 
 
 UNMEASURED = [*VERDICTS].index("no verdict")
@@ -237,23 +233,28 @@ def newest(card: Mapping[str, Any]) -> tuple[int, str]:
     return card["year"], card["arxiv"] or ""
 
 
-def source(entry: Entry | None) -> list[dict[str, Any]]:
-    """The files of a method: {"page", "path", "title", "lines", "definitions": [{"name", "kind", "line", "doc"}]}.
-
-    The method's own file first, its variants, then the claim; each definition at the top level with its first line.
-    """
+def source_files(entry: Entry | None) -> dict[str, tuple[str, Path]]:
+    """The files of a method by the name of their page, each with a title: its own, its variants, then the claim."""
     if entry is None:
-        return []
+        return {}
     method = catalogue.source_file(entry)
-    files = {entry.slug: ("method", method)}
-    files[f"{entry.slug}-variants"] = ("variants", method.with_name(f"{entry.slug}_variants.py"))
-    files[f"{entry.slug}-claim"] = ("claim", PACKAGE / "claims" / f"{entry.slug}.py")
+    files = {
+        entry.slug: ("method", method),
+        f"{entry.slug}-variants": ("variants", method.with_name(f"{entry.slug}_variants.py")),
+        f"{entry.slug}-claim": ("claim", PACKAGE / "claims" / f"{entry.slug}.py"),
+    }
+    return {page: (title, file) for page, (title, file) in files.items() if file.is_file()}
+
+
+def source(entry: Entry | None) -> list[dict[str, Any]]:
+    """The files of a method as {"page", "path", "title", "text", "definitions": [{"name", "kind", "line", "doc"}]}.
+
+    Each definition stands at the top level, with its first line.
+    """
     found: list[dict[str, Any]] = []
-    for page, (title, file) in files.items():
-        if file.is_file():
-            text = file.read_text()
-            path = f"src/telos/{file.relative_to(PACKAGE).as_posix()}"
-            found.append({"page": page, "title": title, "path": path, "text": text, "definitions": definitions(text)})
+    for page, (title, file) in source_files(entry).items():
+        text, path = file.read_text(), f"src/telos/{file.relative_to(PACKAGE).as_posix()}"
+        found.append({"page": page, "title": title, "path": path, "text": text, "definitions": definitions(text)})
     return found
 
 

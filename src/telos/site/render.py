@@ -19,10 +19,11 @@ from pygments.lexers import PythonLexer
 
 import telos
 from telos.core.errors import TelosError
+from telos.core.registry import entries
 from telos.judge.report import number, verdict_note
 from telos.judge.results import Result, results_folder
 from telos.site import api, charts, feeds
-from telos.site.content import COSTS, VERDICTS, Library
+from telos.site.content import COSTS, VERDICTS, Library, source, source_files
 from telos.site.equations import mathml
 
 HERE = Path(__file__).resolve().parent
@@ -81,7 +82,7 @@ class Site:
         self.pages |= {f"papers/{slug}": partial(self.paper, slug) for slug in rows}
         self.pages |= {f"compare/{family}": partial(self.compare, family) for family in self.library.families}
         for slug in rows:
-            for name, *_ in source_pages(slug):
+            for name in source_files(entries().get(slug)):
                 self.pages[f"source/{name}"] = partial(self.source, slug, name)
         self.files = {f"static/{file.name}": file.read_bytes for file in sorted(STATIC.iterdir()) if file.is_file()}
         self.files["api/papers.json"] = lambda: api.papers(self.library)
@@ -173,23 +174,15 @@ class Site:
         return self.compare(family, shown)
 
     def source(self, slug: str, name: str) -> str:
-        source = next(each for each in self.library.page(slug)["source"] if each["page"] == name)
+        listing = next(each for each in source(entries().get(slug)) if each["page"] == name)
         return self.page(
-            f"source/{name}", "source.html", slug=slug, method=self.library.rows[slug]["method"], source=source,
-            lines=highlighted(source["text"]), here="source",
+            f"source/{name}", "source.html", slug=slug, method=self.library.rows[slug]["method"], source=listing,
+            lines=highlighted(listing["text"]), here="source",
         )  # fmt: skip
 
     def error(self, path: str, status: int, title: str, detail: str) -> str:
         # A wrong path may have any depth: the links start at the server's root.
         return self.page(path, "error.html", status=status, title=title, detail=detail, here="error")
-
-
-def source_pages(slug: str) -> list[tuple[str, str]]:
-    """The names of the source pages of a method and their titles."""
-    from telos.core.registry import entries
-    from telos.site.content import source
-
-    return [(each["page"], each["title"]) for each in source(entries().get(slug))]
 
 
 @functools.cache

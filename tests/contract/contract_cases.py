@@ -32,6 +32,7 @@ COUNT = 21
 
 SMALL: dict[str, Any] = {
     "batch_size": 10,
+    "candidates": 12,
     "chain": 5,
     "heads": 2,
     "hidden": (16, 16),
@@ -41,6 +42,7 @@ SMALL: dict[str, Any] = {
     "max_new_tokens": 4,
     "members": 2,
     "n": 3,
+    "num_samples": 4,
     "prompts_per_batch": 5,
     "rounds": 2,
     "samples_per_prompt": 2,

@@ -35,8 +35,8 @@ def source(judge=good, reference=None, samples=3, batch=4, answers=None, **colum
     model = reference or load_model(TINY).frozen()
     prompts = tokenise_prompts(model, PROMPTS, 9)
     return JudgeSource(
-        prompts, judge, model, samples=samples, batch=batch, max_new_tokens=9, columns=columns, sampling={},
-        answers=answers,
+        prompts, judge, model, samples=samples, batch=batch, width=40, rng=Rng(1), max_new_tokens=9, columns=columns,
+        sampling={}, answers=answers,
     )  # fmt: skip
 
 

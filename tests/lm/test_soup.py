@@ -10,7 +10,9 @@ from telos.data.records import Preferences
 from telos.lm.log_probs import token_log_probs
 from telos.lm.model import STORIES, TINY, add_lora, load_model
 from telos.lm.products import LanguagePolicy, probe_tokens
+from telos.lm.sample import sample
 from telos.lm.soup import GeometricMixture, soup, soup_weights
+from telos.lm.tokens import Sequences, tokenise_prompts
 from telos.methods.preferences.dpo import DPO
 
 TOKENS = probe_tokens(47)
@@ -135,3 +137,27 @@ def test_it_is_a_reference_for_dpo_as_an_object_and_as_a_folder(tmp_path):
         for reference in (made, str(folder), ONE)
     ]
     assert same(fits[0].model, fits[1].model) and not same(fits[0].model, fits[2].model)
+
+
+def test_sampling_from_a_mixture_is_token_by_token_with_a_cache_for_each_model():
+    """The sampler's log-probs are the uncached mixture's, prompts of unequal length in one batch."""
+    mixture = GeometricMixture([ONE, TWO], [0.3, 0.7])
+    prompts = tokenise_prompts(ONE, ["topic1", "topic2 word2 word3", "topic3 word1"], 8)
+    drawn = sample(mixture, prompts, n=4, rng=Rng(4).torch(), max_new_tokens=8)
+    with torch.no_grad():
+        values = token_log_probs(mixture, Sequences(drawn.tokens, drawn.lengths, drawn.boundaries))  # type: ignore[arg-type]
+        alone = token_log_probs(ONE, Sequences(drawn.tokens, drawn.lengths, drawn.boundaries))
+    assert (values - drawn.log_probs).abs().max() < 1e-4 < (alone - drawn.log_probs).abs().max()
+    assert mixture.context == ONE.context and mixture.eos_id == ONE.eos_id
+
+
+@pytest.mark.parametrize(("weights", "expected"), [([1.0, 0.0], ONE), ([0.0, 1.0], TWO)])
+def test_the_ends_of_a_mixture_sample_the_tokens_of_one_model(weights, expected):
+    prompts = tokenise_prompts(ONE, ["topic1", "topic2 word2"], 8)
+    drawn, aim = (
+        sample(model, prompts, n=20, rng=Rng(4).torch(), max_new_tokens=8)
+        for model in (GeometricMixture([ONE, TWO], weights), expected)
+    )
+    assert torch.equal(drawn.tokens, aim.tokens) and torch.allclose(drawn.log_probs, aim.log_probs, atol=1e-5)
+    other = sample(TWO if expected is ONE else ONE, prompts, n=20, rng=Rng(4).torch(), max_new_tokens=8)
+    assert other.tokens.shape != aim.tokens.shape or not torch.equal(other.tokens, aim.tokens)

@@ -47,18 +47,29 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 OPTIONS = {
     "dpo": ("--model", "telos:tiny", "--steps", "20", "--batch-size", "10", "--learning-rate", "3e-4",
             "--warmup-steps", "0", "--micro", "2"),
+    "rpo": ("--model", "telos:tiny", "--steps", "20", "--batch-size", "10", "--learning-rate", "3e-4"),
     "reward_model": ("--model", "telos:tiny", "--steps", "20", "--batch-size", "10", "--learning-rate", "1e-3"),
 }  # fmt: skip
 
 
+ROUNDS = ("--model", "telos:tiny", "--purpose", "length", "--steps", "20", "--rounds", "2", "--prompts-per-round", "80",
+          "--batch-size", "10", "--learning-rate", "3e-4", "--max-new-tokens", "12")  # fmt: skip
+OPTIONS |= {
+    "inpo": (*ROUNDS, "--eta", "0.5", "--tau", "0.1", "--pairs", "iid", "--samples-per-prompt", "4"),
+    "dno": (*ROUNDS, "--eta", "0.5", "--samples-per-prompt", "3"),
+}
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, name: str):
-    data = str(pairs(tmp_path))
+    data = str(prompts(tmp_path) if name in ("inpo", "dno") else pairs(tmp_path))
     for processes in (1, 2):
         done = fit(processes, tmp_path, f"run{processes}", name, "--data", data, "--device", "cpu", *OPTIONS[name])
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("product") == 2  # one line, which names it twice
     one, two = metrics(tmp_path / "run1"), metrics(tmp_path / "run2")
+    if name in ("inpo", "dno"):  # two processes judge twice as many prompts a step
+        one, two = ([row for row in rows if row["stage"].endswith("update")] for rows in (one, two))
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()

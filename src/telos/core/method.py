@@ -304,6 +304,10 @@ class Accumulator:
             torch._foreach_div_(grads, float(self.count))
         return self.total / self.count
 
+    def totals(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The sums of these over all processes: for metrics that are summed over this process's share."""
+        return parallel.added(*values)
+
 
 def split(batch: Record, micro: int) -> list[Any]:
     """This process's share of the batch, in `micro` parts (the batch itself for one process and one part)."""

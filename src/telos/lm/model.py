@@ -108,10 +108,17 @@ class LanguageModel:
         """Last hidden states (B, T, D) for right-padded tokens (B, T); causality makes a mask needless."""
         return self.causal.base_model(input_ids=tokens, **kwargs).last_hidden_state
 
+    def cache(self, length: int) -> Any:
+        """An empty static cache for sequences of up to `length` tokens, for `hidden`'s past_key_values."""
+        return transformers().StaticCache(config=self.causal.config, max_cache_len=length)
+
     def head(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) in float32, scaled and capped as the network does; `check_head` compares them."""
-        logits = self.causal.get_output_embeddings()(hidden).float()
-        config = self.causal.config
+        return self.scaled(self.causal.get_output_embeddings()(hidden))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the network does to the output of its last layer (..., V), in float32."""
+        logits, config = logits.float(), self.causal.config
         if scale := getattr(config, "logit_scale", None):  # Cohere
             logits = logits * scale
         if scale := getattr(config, "logits_scaling", None):  # Granite

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from telos.core import parallel
 from telos.core.errors import TelosError
 from telos.core.method import Learner, Metrics, Source, Spec, Stage, Stages
 from telos.core.products import Completions, Product
@@ -138,14 +139,23 @@ class Collector(Learner):
         }
 
     def product(self) -> Judgements:
+        if self.rows != self.kept.sizes[0]:
+            raise TelosError(
+                "a judging stage ended too early or too late", expected=f"{self.kept.sizes[0]} judged prompts",
+                got=f"{self.rows}", fix="resume with as many processes as the run was started with",
+            )  # fmt: skip
         return self.kept
 
 
 class JudgeSource(Source):
     """Takes the next prompts, has the policy write n completions each, and asks what is preferred.
 
+    Several processes take `batch` prompts each at a time and share what was said; the streams belong to the prompts'
+    places, so that one process would write the same.
+
     Args:
         judge: an oracle, or a purpose whose scores become chances by Bradley-Terry; None calls everything equal.
+        width: tokens of the longest sequence there can be.
         answers: token ids of a teacher's answer to each prompt, judged beside the n.
         sampling: temperature, top_k, top_p of the writing; by default the policy as it is.
     """
@@ -158,6 +168,8 @@ class JudgeSource(Source):
         *,
         samples: int,
         batch: int,
+        width: int,
+        rng: Rng,
         max_new_tokens: int,
         columns: Mapping[str, Sequence[Any]],
         sampling: Mapping[str, float],
@@ -165,17 +177,35 @@ class JudgeSource(Source):
     ):
         self.prompts, self.judge, self.reference, self.columns = prompts, judge, reference, columns
         self.answers = answers
-        self.samples, self.size, self.cursor = samples, batch, 0
+        self.samples, self.size, self.width, self.rng, self.cursor = samples, batch, width, rng, 0
         self.sampling = {**sampling, "max_new_tokens": max_new_tokens}
+
+    @property
+    def steps(self) -> int:
+        """How many batches there are."""
+        return -(-len(self.prompts) // (self.size * parallel.size()))
 
     def next(self, behaviour: Callable[[], Product], rng: Rng) -> Judged:
         policy = behaviour()
         assert isinstance(policy, LanguagePolicy)
-        chosen = range(self.cursor, min(self.cursor + self.size, len(self.prompts)))
-        self.cursor = chosen.stop
-        completions = policy.generate(
-            [self.prompts[i] for i in chosen], n=self.samples, rng=rng.torch(policy.model.device), **self.sampling
-        )
+        end = min(self.cursor + self.size * parallel.size(), len(self.prompts))
+        group, self.cursor = range(self.cursor, end), end
+        if parallel.size() == 1:
+            return self.judged(policy, group)
+        before = parallel.rank() * self.size
+        own = group[before : before + self.size]
+        n = self.samples + (self.answers is not None)
+        shared = Judgements(len(group), n, self.width).to(self.reference.device)
+        if own:
+            shared.write_rows(before, self.judged(policy, own))
+        for floats in (False, True):
+            parallel.add_up([part for part in shared.buffers() if part.is_floating_point() == floats])
+        return shared.judged
+
+    def judged(self, policy: LanguagePolicy, chosen: range) -> Judged:
+        """Completions of the prompts at these places, and what is said of them."""
+        rng = self.rng.at(chosen.start).torch(policy.model.device)
+        completions = policy.generate([self.prompts[i] for i in chosen], n=self.samples, rng=rng, **self.sampling)
         n = self.samples
         if self.answers is not None:
             completions = with_answers(completions, [self.answers[i] for i in chosen], policy.model)
@@ -391,15 +421,13 @@ def rounds(
         chosen = round_prompts(len(ids), plan.prompts, number - 1, spec.rng)
         source = JudgeSource(
             [ids[i] for i in chosen], spec.given.get("purpose"), reference, samples=plan.samples,
-            batch=plan.judge_batch, max_new_tokens=plan.max_new_tokens, sampling=plan.sampling,
+            batch=plan.judge_batch, width=width, rng=rng.at("judge"), max_new_tokens=plan.max_new_tokens,
+            sampling=plan.sampling,
             columns={key: [values[i] for i in chosen] for key, values in spec.data.columns.items()},
             answers=[answers[i] for i in chosen] if answers is not None else None,
         )  # fmt: skip
         kept = Judgements(len(chosen), plan.samples + (answers is not None), width).to(reference.device)
-        judging = Stage(
-            f"{name}-judge", Collector(policy, kept), source, -(-len(chosen) // plan.judge_batch), evaluated=False
-        )
-        found = yield judging
+        found = yield Stage(f"{name}-judge", Collector(policy, kept), source, source.steps, evaluated=False)
         assert isinstance(found, Judgements)
         judged = found.judged
         pairs = PairSet(judged, build(judged, rng.at("pairs").torch(reference.device)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from telos.core.errors import TelosError
 from telos.core.products import Completions
-from telos.lm.model import LanguageModel, transformers
+from telos.lm.model import LanguageModel
 from telos.lm.tokens import Ids
+
+if TYPE_CHECKING:
+    from telos.lm.soup import GeometricMixture
 
 
 def transformed(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -51,7 +54,12 @@ def check_sampling(
 
 @torch.no_grad()
 def sample_tokens(
-    model: LanguageModel, prompts: Sequence[Ids], rng: torch.Generator, *, max_new_tokens: int, **transform: Any
+    model: LanguageModel | GeometricMixture,
+    prompts: Sequence[Ids],
+    rng: torch.Generator,
+    *,
+    max_new_tokens: int,
+    **transform: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One completion for each prompt: tokens (B, N), log-probs (B, N) under the transform, and counts (B,).
 
@@ -67,7 +75,7 @@ def sample_tokens(
     total = width + max_new_tokens
     even = bool((lengths == width).all())
     mask = torch.arange(total, device=device) >= (width - lengths)[:, None]
-    cache = transformers().StaticCache(config=model.causal.config, max_cache_len=total)
+    cache = model.cache(total)
     positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
     extra: dict[str, Any] = {} if even else {"attention_mask": mask[:, :width].long()}
     hidden = model.hidden(tokens, past_key_values=cache, use_cache=True, position_ids=positions, **extra)[:, -1]
@@ -92,7 +100,7 @@ def sample_tokens(
 
 
 def sample(
-    model: LanguageModel,
+    model: LanguageModel | GeometricMixture,
     prompts: Sequence[Ids],
     *,
     n: int = 1,
@@ -104,6 +112,7 @@ def sample(
     """`n` completions for each prompt (ids), prompts of like length together.
 
     Args:
+        model: or a mixture of several, whose next-token distributions are mixed at every token; each has its cache.
         transform: temperature, top_k, top_p (see `transformed`).
 
     Raises:

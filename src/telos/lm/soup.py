@@ -75,10 +75,10 @@ class GeometricMixture:
 
         log p(y_t) = sum_i w_i log pi_i(y_t) - log Z_t
 
-    It has what log-probs ask of a LanguageModel. It costs a pass through every model.
+    It has what log-probs and `sample` ask of a LanguageModel. It costs a pass through every model.
 
     Args:
-        models: of one vocabulary; weights: sum to 1.
+        models: of one vocabulary (tokenizer and end token are the first one's); weights: sum to 1.
     """
 
     models: Sequence[LanguageModel]
@@ -93,9 +93,29 @@ class GeometricMixture:
         """The first model's, for sizes."""
         return self.models[0].causal
 
-    def hidden(self, tokens: Tensor, **kwargs: Any) -> Tensor:
-        """(B, T, sum of D) the models' last hidden states side by side."""
-        return torch.cat([model.hidden(tokens, **kwargs) for model in self.models], -1)
+    @property
+    def tokenizer(self) -> Any:
+        return self.models[0].tokenizer
+
+    @property
+    def eos_id(self) -> int:
+        return self.models[0].eos_id
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens that every model takes."""
+        return min(model.context for model in self.models)
+
+    def cache(self, length: int) -> list[Any]:
+        """One of each model."""
+        return [model.cache(length) for model in self.models]
+
+    def hidden(self, tokens: Tensor, past_key_values: Sequence[Any] | None = None, **kwargs: Any) -> Tensor:
+        """(B, T, sum of D) the models' last hidden states side by side; the caches are those of `cache`."""
+        if past_key_values is None:
+            return torch.cat([model.hidden(tokens, **kwargs) for model in self.models], -1)
+        pairs = zip(self.models, past_key_values, strict=True)
+        return torch.cat([model.hidden(tokens, past_key_values=own, **kwargs) for model, own in pairs], -1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., V) log-probabilities up to a constant a row."""

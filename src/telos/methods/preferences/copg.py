@@ -114,6 +114,7 @@ class CoPG(Method):
 
     data: ClassVar[type] = ScoredTexts
     takes: ClassVar[tuple[str, ...]] = ("model", "reference", "lora")
+    shares: ClassVar[bool] = True
 
     beta: float = 0.06
     """Strength of the pull to the reference, > 0, in the unit of the rewards. Paper: 0.06 (best of 0.01 to 1)."""
@@ -269,6 +270,7 @@ class CoPGLearner(Learner):
             ratio = ratio + ratios.detach().mean(-1).sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, m.warmup_steps, m.max_grad_norm)
+        agree, residual, ratio = sums.totals(agree, residual, ratio)
         count = len(batch)
         return {
             "loss": loss,

@@ -121,6 +121,7 @@ class DNO(Method):
 
     data: ClassVar[type] = Prompts
     takes: ClassVar[tuple[str, ...]] = ("model", "purpose", "reference", "lora")
+    shares: ClassVar[bool] = True
 
     loss: Literal["soft", "hard"] = "hard"
     """soft: cross-entropy to sigma of the difference of win rates; hard: the preferred one wins. Paper: hard."""
@@ -357,6 +358,7 @@ class DNOLearner(Learner):
             lengths = lengths + (part.sequences.lengths - part.sequences.boundaries)[:, 0].sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, m.warmup_steps, m.max_grad_norm)
+        ahead, margin, lengths = sums.totals(ahead, margin, lengths)
         count = len(batch)
         return {
             "loss": loss,

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from telos.core.errors import TelosError
 from telos.core.method import Accumulator, Learner, Method, Metrics, Spec, split
-from telos.core.parallel import added
 from telos.core.rng import Rng
 from telos.core.sources import Epochs
 from telos.data.records import Preferences, Rankings
@@ -259,7 +258,7 @@ class DPOLearner(Learner):
             margin, chosen = margin + (best - worst).sum(), chosen + best.sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, self.method.warmup_steps, self.method.max_grad_norm)
-        correct, margin, chosen = added(correct, margin, chosen)
+        correct, margin, chosen = sums.totals(correct, margin, chosen)
         count = len(batch)
         return {
             "loss": loss,

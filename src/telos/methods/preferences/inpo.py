@@ -122,6 +122,7 @@ class INPO(Method):
 
     data: ClassVar[type] = Prompts
     takes: ClassVar[tuple[str, ...]] = ("model", "purpose", "reference", "lora")
+    shares: ClassVar[bool] = True
 
     eta: float = 0.005
     """Inverse step size, > 0: the target margin is 1 / (2 eta) nats. 0.1 to 1 for short texts. Paper: 0.005."""
@@ -263,6 +264,7 @@ class INPOLearner(Learner):
             moved = moved + (log_probs.detach() - part.current).mean(-1).sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, m.warmup_steps, m.max_grad_norm)
+        ahead, margin, moved = sums.totals(ahead, margin, moved)
         count = len(batch)
         return {
             "loss": loss,

@@ -122,6 +122,7 @@ class RADPO(Method):
 
     data: ClassVar[type] = ScoredTexts
     takes: ClassVar[tuple[str, ...]] = ("model", "reference", "lora")
+    shares: ClassVar[bool] = True
 
     beta: float = 0.01
     """Strength of the pull to the reference, > 0: larger stays closer. Paper: 0.01."""
@@ -358,6 +359,7 @@ class RADPOLearner(Learner):
             rejected = rejected + ratios.detach()[:, 1].sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, self.method.warmup_steps, self.method.max_grad_norm)
+        correct, margin, chosen, rejected = sums.totals(correct, margin, chosen, rejected)
         count = len(batch)
         return {
             "loss": loss,

@@ -116,6 +116,7 @@ class RPO(Method):
 
     data: ClassVar[type] = Preferences
     takes: ClassVar[tuple[str, ...]] = ("model", "reference", "lora")
+    shares: ClassVar[bool] = True
 
     beta: float = 0.01
     """Strength of the pull to the reference, > 0. Paper: 0.01 (Mistral), 0.05 (Gemma); repository, averaged: 0.5."""
@@ -286,6 +287,7 @@ class RPOLearner(Learner):
             chosen, imitation = chosen + log_probs.detach()[:, 0].sum(), imitation - imitated.detach().sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, m.warmup_steps, m.max_grad_norm)
+        correct, margin, ratio, chosen, imitation = sums.totals(correct, margin, ratio, chosen, imitation)
         count = len(batch)
         return {
             "loss": loss,

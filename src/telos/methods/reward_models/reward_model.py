@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from telos.core.method import Accumulator, Learner, Method, Metrics, Spec, split
-from telos.core.parallel import added
 from telos.core.rng import Rng
 from telos.core.sources import Epochs
 from telos.data.records import Preferences
@@ -105,7 +104,7 @@ class RewardLearner(Learner):
             correct = correct + (scores[:, 0] > scores[:, 1]).sum() + 0.5 * (scores[:, 0] == scores[:, 1]).sum()
         loss = sums.divide(self.parameters)
         norm = step_optimizer(self, self.method.warmup_steps, self.method.max_grad_norm)
-        (correct,) = added(correct)
+        (correct,) = sums.totals(correct)
         return {"loss": loss, "accuracy": correct / len(batch), "grad_norm": norm}
 
     def product(self) -> RewardScorer:

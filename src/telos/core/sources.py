@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from telos.core.method import Source
 from telos.core.products import Product
 from telos.core.rng import Rng
+from telos.data.goals import Episodes, GoalSteps, take_steps
+from telos.data.goals import goal_rows as step_goals
 from telos.data.records import Record, Transitions
 from telos.data.windows import Windows, episode_bounds, goal_rows, take_windows, window_rows
 
@@ -50,6 +53,54 @@ class UniformWindows(Source):
         rows, mask = window_rows(newest, self.first[newest], self.length)
         goals, has_goal = goal_rows(newest, self.last[newest], self.goal_length, self.goals, draws)
         return take_windows(self.data, rows, mask, goals, has_goal)
+
+
+class UniformGoals(Source):
+    """Steps drawn uniformly, each with a goal from a mix of samplers; see telos.data.goals.
+
+    Args:
+        goals: sampler -> its probability.
+        discount: of the geometric sampler.
+        columns: which columns of a state are a goal; None: all.
+    """
+
+    def __init__(
+        self,
+        data: Transitions,
+        batch_size: int,
+        goals: Mapping[str, float],
+        discount: float = 0.99,
+        columns: Sequence[int] | None = None,
+    ):
+        self.data, self.batch_size, self.goals = data, batch_size, dict(goals)
+        self.columns = None if columns is None else list(columns)
+        self.episodes = Episodes(episode_bounds(data)[1], discount)
+
+    def next(self, behaviour: Callable[[], Product], rng: Rng) -> GoalSteps:
+        device = self.data.observations.device
+        generator = rng.torch(device)
+        rows = torch.randint(len(self.data), (self.batch_size,), generator=generator, device=device)
+        draws = torch.rand((2, self.batch_size), generator=generator, device=device)
+        goals = step_goals(rows, self.episodes, self.goals, draws)
+        return take_steps(self.data, rows, goals, self.columns)
+
+
+@dataclass(frozen=True)
+class Both(Record):
+    """A batch of each of two sources, of equal length: expert and offline data, or two mixes of goals."""
+
+    first: Record
+    second: Record
+
+
+class Beside(Source):
+    """Draws from two sources with the same batch size."""
+
+    def __init__(self, first: Source, second: Source):
+        self.first, self.second = first, second
+
+    def next(self, behaviour: Callable[[], Product], rng: Rng) -> Both:
+        return Both(self.first.next(behaviour, rng.at("first")), self.second.next(behaviour, rng.at("second")))
 
 
 class Epochs(Source):

@@ -29,7 +29,7 @@ RESULTS = read_results()
 LIBRARY = Library()
 STATIC = Site(LIBRARY)
 LIVE = Site(LIBRARY, Live("a-token", True, claim_scales))
-MEASURED = sorted({slug for slug, _ in RESULTS})
+MEASURED = sorted({slug for slug, _ in RESULTS if slug in LIBRARY.rows})
 PAPERS = [row["slug"] for row in LIBRARY.papers]
 READ = ("prdc", "dpo")
 """Papers whose sources' pages are parsed."""
@@ -618,6 +618,19 @@ def test_definitions_and_their_lines():
     assert found == [
         ("A", "value", 3, ""), ("B", "value", 4, ""), ("E", "class", 8, "One line."), ("f", "function", 17, ""),
     ]  # fmt: skip
+
+
+def test_what_a_family_measured_together_stands_on_its_page_and_in_the_changes():
+    result = deepcopy(RESULTS["dpo", "laptop"]) | {"slug": "preferences", "scale": "standard"}
+    library = Library(results=dict(RESULTS) | {("preferences", "standard"): result}, pictures={})
+    site = Site(library)
+    tree = Tree(site.pages["compare/preferences"]())
+    section = tree.one("section", id="standard")
+    assert result["claim"]["statement"] in text(section) and text(tree.all("h2")[0]).endswith(result["verdict"])
+    assert len([row for row in section.iter("tr")]) > len(result["parts"]) + len(result["order"])
+    assert [a.get("href") for a in tree.all("a") if text(a) == "measured together"] == ["#standard"]
+    assert 'href="compare/preferences.html">preferences</a>' in site.pages["about"]()
+    assert not Tree(Site(Library(results={}, pictures={})).pages["compare/preferences"]()).all("section", id="standard")
 
 
 def test_compared_methods_stand_in_the_table():

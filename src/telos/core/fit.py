@@ -80,6 +80,7 @@ class Run:
     micro: int = 1
     observer: Callable[[int, dict[str, float]], None] | None = None
     _metrics_file: Any = field(default=None, repr=False)
+    _shards: Any = field(default=None, repr=False)
 
     def go(self, *, resume: bool = False) -> Any:
         """Trains to the end, from the newest checkpoint if `resume`, and returns the product."""
@@ -115,6 +116,7 @@ class Run:
         try:
             rng = Rng(self.seed).at(class_slug(type(self.method)))
             spec = self.method.prepare(Spec(data, self.given, self.steps, device, rng))
+            self._shards = self._shared_out(spec)
             product = self._stages(self.method.stages(spec, rng), header, rng, device)
             product.provenance = {**header, "notes": dict(spec.notes)}
             product.eval()
@@ -138,6 +140,11 @@ class Run:
                 got=f"{processes.launched()} processes", fix="start one",
             )  # fmt: skip
         return processes.join(self.device)
+
+    def _shared_out(self, spec: Spec) -> Any:
+        """The model in parts, where several processes were launched to hold it together; else None."""
+        sharding = importlib.import_module("telos.scale.sharding") if parallel.size() > 1 else None
+        return sharding.Shards(self.method, spec) if sharding is not None and sharding.wanted() else None
 
     @property
     def _writes(self) -> bool:
@@ -271,9 +278,11 @@ class Run:
                     numbers |= {k: float(v) for k, v in measured.items()}
                 self._log(stage.name, done, numbers)
                 progress.show(done, numbers)
-            if self._writes and done % self.checkpoint_every == 0 and done < stage.steps:
+            if self.out is not None and done % self.checkpoint_every == 0 and done < stage.steps:
                 self._checkpoint(stage, done)
         progress.close()
+        if self._shards is not None:
+            self._shards.gather()
         product = stage.learner.product()
         if finished is not None and self._writes and stage.name != "main":
             product.save(finished)
@@ -319,6 +328,10 @@ class Run:
         folder = self.out / "checkpoints"
         tensors, numbers = stage.learner.state()
         source_tensors, source_numbers = stage.source.state()
+        if self._shards is not None:
+            tensors = {name: parallel.whole(tensor) for name, tensor in tensors.items()}
+        if not self._writes:
+            return
         # Tied parameters share memory; safetensors wants each tensor on its own.
         flat = {f"learner/{k}": v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         flat |= {f"source/{k}": v.detach().cpu().contiguous().clone() for k, v in source_tensors.items()}

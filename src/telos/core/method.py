@@ -101,12 +101,17 @@ class Learner(abc.ABC):
         for name, value in self._changing():
             inside = {k[len(name) + 1 :]: t for k, t in tensors.items() if k.startswith(name + ".")}
             if isinstance(value, nn.Module):
+                held = value.state_dict()
+                inside = {k: parallel.held_like(t, held[k]) if k in held else t for k, t in inside.items()}
                 value.load_state_dict(inside, strict=True)
             elif isinstance(value, torch.optim.Optimizer):
                 slots: dict[int, dict[str, Any]] = {}
+                parameters = [parameter for group in value.param_groups for parameter in group["params"]]
                 single = {k[len(name) + 1 :]: n for k, n in numbers.items() if k.startswith(name + ".")}
                 for key, content in [*inside.items(), *single.items()]:
                     index, slot = key.split(".", 1)
+                    if isinstance(content, Tensor) and content.shape == parameters[int(index)].shape:
+                        content = parallel.held_like(content, parameters[int(index)])
                     slots.setdefault(int(index), {})[slot] = content
                 value.load_state_dict({"state": slots, "param_groups": value.state_dict()["param_groups"]})
             elif isinstance(value, Tensor):
@@ -290,18 +295,19 @@ class Accumulator:
         """Divides the gathered gradients by the count and returns the mean loss, over all processes."""
         parameters = list(parameters)
         if parallel.size() > 1:
-            for parameter in parameters:
+            whole = [parameter for parameter in parameters if not parallel.sharded(parameter)]
+            for parameter in whole:
                 # A process without a part of this batch adds nothing.
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             device = parameters[0].device
             self.total, self.count = (torch.as_tensor(x, dtype=torch.float32, device=device).clone() for x in
                                       (self.total, self.count))  # fmt: skip
-            parallel.add_up([p.grad for p in parameters if p.grad is not None])
+            parallel.add_up([p.grad for p in whole if p.grad is not None])
             parallel.add_up([self.total, self.count])
-        grads = [p.grad for p in parameters if p.grad is not None]
-        if grads:
-            torch._foreach_div_(grads, float(self.count))
+        for grads in parallel.apart(p.grad for p in parameters if p.grad is not None):
+            shares = parallel.size() if parallel.sharded(grads[0]) else 1
+            torch._foreach_div_(grads, float(self.count) / shares)
         return self.total / self.count
 
     def totals(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -312,4 +318,9 @@ class Accumulator:
 def split(batch: Record, micro: int) -> list[Any]:
     """This process's share of the batch, in `micro` parts (the batch itself for one process and one part)."""
     parts = micro * parallel.size()
+    if parallel.even and len(batch) < parts:
+        raise TelosError(
+            f"a batch of {len(batch)} cannot be shared among {parallel.size()} processes that hold one model together",
+            expected=f"{parts} or more in every batch, the last one of an epoch included", fix="another batch_size",
+        )  # fmt: skip
     return [batch] if parts == 1 else batch.split(parts)[parallel.rank() :: parallel.size()]

@@ -3,17 +3,24 @@
 All processes draw the same batches, since streams depend on the seed alone; `core.method.split` gives each its share,
 and `Accumulator` adds gradients, losses and counts before it divides, so that the steps are those of one process up to
 the order of additions. Without a process group everything here does nothing. `telos.scale.processes` makes the group.
+
+A model may also be shared out itself (`telos.scale.sharding`): its tensors are then DTensors, of which each process
+holds a part; their gradients come as means over the processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from telos.core.errors import HealthError
+
+even = False
+"""Whether every process must take part in every pass of the model, as those that hold it together do."""
 
 
 def size() -> int:
@@ -46,6 +53,34 @@ def added(*values: Tensor) -> tuple[Tensor, ...]:
     totals = tuple(value.detach().clone().float() for value in values)
     add_up(totals)
     return totals
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Whether each process holds only a part of it."""
+    return hasattr(tensor, "full_tensor")
+
+
+def apart(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those that each process has whole, then those that are sharded; kinds without a tensor are left out."""
+    kinds: dict[bool, list[Tensor]] = {False: [], True: []}
+    for tensor in tensors:
+        kinds[sharded(tensor)].append(tensor)
+    return [kind for kind in kinds.values() if kind]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with the parts of all processes, which must all call it."""
+    return cast(Any, tensor).full_tensor() if sharded(tensor) else tensor
+
+
+def held_like(tensor: Tensor, held: Tensor) -> Tensor:
+    """A whole tensor as `held` is: this process's part of it where that is sharded."""
+    if not sharded(held):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    placed = cast(Any, held)
+    return distribute_tensor(tensor.to(held.device), placed.device_mesh, placed.placements)
 
 
 def wait() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from telos.core import parallel
 from telos.core.errors import TelosError
 from telos.core.method import Spec
 from telos.lm.log_probs import reference_log_probs
@@ -80,14 +81,19 @@ def prepare_groups(spec: Spec, method: TextOptions, *, average: bool = False, re
     return spec.replace(data=groups, given={**spec.given, "model": model}, notes={**spec.notes, "data": note})
 
 
+def groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """An optimiser's groups: tensors that are sharded among processes apart from whole ones."""
+    return [{"params": kind} for kind in parallel.apart(parameters)]
+
+
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """AdamW without weight decay."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(groups(parameters), lr=learning_rate, weight_decay=0.0, fused=True)
 
 
 def rmsprop(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """RMSprop, as DPO's paper."""
-    return torch.optim.RMSprop(parameters, lr=learning_rate)
+    return torch.optim.RMSprop(groups(parameters), lr=learning_rate)
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]] = {
@@ -96,9 +102,21 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], torch.optim.Opti
 }
 
 
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scales the gradients to a global norm of at most `largest`; returns the norm before that."""
+    parameters = list(parameters)
+    kinds = parallel.apart(p.grad for p in parameters if p.grad is not None)
+    if not any(parallel.sharded(kind[0]) for kind in kinds):
+        return nn.utils.clip_grad_norm_(parameters, largest)
+    norm = torch.stack([parallel.whole(nn.utils.get_total_norm(kind)) for kind in kinds]).norm()
+    for kind in kinds:
+        torch._foreach_mul_(kind, min(1.0, largest / (float(norm) + 1e-6)))
+    return norm
+
+
 def step_optimizer(learner: Updates, warmup_steps: int, max_grad_norm: float) -> Tensor:
     """Clips, takes one step at the warmed-up rate, clears gradients; returns the norm before clipping."""
-    norm = nn.utils.clip_grad_norm_(learner.parameters, max_grad_norm)
+    norm = clip_gradients(learner.parameters, max_grad_norm)
     scale = min(1.0, (learner.updates + 1) / warmup_steps) if warmup_steps else 1.0
     for group in learner.optimizer.param_groups:
         group.setdefault("peak", group["lr"])

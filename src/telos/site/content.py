@@ -158,6 +158,18 @@ class Library:
                 found.setdefault(row["family"], []).append(row["slug"])
         return found
 
+    def together(self, family: str) -> dict[str, Result]:
+        """By scale, the measured comparison of a family's methods: the claim that bears the family's name."""
+        return {scale: self.results[family, scale] for scale in self.scales(family)}
+
+    def address(self, slug: str) -> str:
+        """The page on which a result stands."""
+        return f"compare/{slug}" if slug in self.families else f"papers/{slug}"
+
+    def title(self, slug: str) -> str:
+        """The method's name, or the family's in words."""
+        return self.rows[slug]["method"] if slug in self.rows else slug.replace("_", " ")
+
     def page(self, slug: str) -> dict[str, Any]:
         """Everything on a paper or baseline: its card and `catalogue.details`."""
         more = catalogue.details(slug, self.results)

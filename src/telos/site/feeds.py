@@ -40,7 +40,7 @@ def atom(library: Library, base: str, link: Callable[[str], str]) -> bytes:
         element(entry, "id", identity(change.slug, change.scale, change.verdict, change.date))
         element(entry, "title", title(library, change))
         element(entry, "updated", change.date)
-        element(entry, "link", href=base + link(f"papers/{change.slug}"), rel="alternate", type="text/html")
+        element(entry, "link", href=base + link(library.address(change.slug)), rel="alternate", type="text/html")
         element(entry, "summary", said(library, change))
     ET.indent(feed, " ")
     return ET.tostring(feed, encoding="utf-8", xml_declaration=True) + b"\n"
@@ -59,7 +59,7 @@ def identity(*words: str) -> str:
 
 def title(library: Library, change: Change) -> str:
     """One line: what is new, or what became what."""
-    method = library.rows[change.slug]["method"] if change.slug in library.rows else change.slug
+    method = library.title(change.slug)
     if change.before is None:
         return f"{method}: {change.verdict} ({change.scale})"
     return f"{method}: {change.before} became {change.verdict} ({change.scale})"
@@ -91,7 +91,7 @@ def markdown(library: Library, changes: Sequence[Change], date: datetime, base: 
         if group:
             lines += [f"## {heading}", ""]
         for change in group:
-            address = f" <{base}papers/{change.slug}>" if base else ""
+            address = f" <{base}{library.address(change.slug)}>" if base else ""
             lines += [f"- **{title(library, change)}**, {change.date[:10]}{address}", f"  {said(library, change)}"]
         lines += [""] if group else []
     if not changes:

@@ -18,6 +18,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 import telos
+from telos import catalogue
 from telos.core.errors import TelosError
 from telos.core.registry import entries
 from telos.judge.report import number, verdict_note
@@ -154,7 +155,7 @@ class Site:
         names.sort(key=lambda name: -sum(name in options for options in defaults.values()))
         return self.page(
             f"compare/{family}", "compare.html", family=family, pages=pages, names=names, defaults=defaults,
-            shown=list(shown) or slugs[: COMPARED[0] + 1], here="compare",
+            shown=list(shown) or slugs[: COMPARED[0] + 1], together=self.library.together(family), here="compare",
         )  # fmt: skip
 
     def compared(self, family: str, asked: str) -> str:
@@ -256,6 +257,7 @@ def environment() -> jinja2.Environment:
         "metrics": metrics, "judged": judged, "options": options, "mathml": mathml,
         "effect_bar": lambda part: charts.effect_bar(part) or "",
         "dots": charts.dots, "plane": charts.plane, "curves": charts.curves,
+        "verdict": catalogue.verdict,
         "verdict_note": lambda result: verdict_note(result).lstrip(": "),
     }  # fmt: skip
     made.tests |= {"shell": is_shell}

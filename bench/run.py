@@ -3,8 +3,9 @@
     python bench/run.py [iql td3_bc prdc dpo ...] [--rounds 10]
 
 The peers live in environments of their own (they pin other packages), which this script makes on first use. Writes
-RESULTS.md and results.json beside itself; rows that were not measured now are kept. A worker prints "ready" once it is
-warm; for every "go" it does a fixed amount of work and prints the seconds that it took.
+RESULTS.md and results.json beside itself; rows that were not measured now are kept, as are the sections of memory.py
+and real_pairs.py. A worker prints "ready" once it is warm; for every "go" it does a fixed amount of work and prints the
+seconds that it took.
 """
 
 from __future__ import annotations
@@ -12,19 +13,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from telos.core.files import read_json, write_atomic, write_json
-from telos.judge.check import machine
-from telos.judge.results import git_state
+from report import HERE, about, record
 from telos.judge.stats import paired_t
 
-HERE = Path(__file__).resolve().parent
 PEERS = {"d3rlpy": ["d3rlpy==2.8.1"], "trl": ["trl==1.16.0"]}
 
 
@@ -122,28 +118,6 @@ def measure(name: str, rounds: int, threads: int) -> dict:
     }  # fmt: skip
 
 
-def table(rows: dict) -> str:
-    """RESULTS.md."""
-    lines = [
-        "# Speed, measured side by side",
-        "",
-        "Made by `make bench`; each pair runs alternately in one run. A ratio above 1 means that telos is faster; in",
-        "brackets the 95 % interval over rounds. Memory is the process's peak.",
-        "",
-        "| work | against | telos | peer | ratio | aim | memory MB, telos / peer | measured |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        unit = f"{row['unit']}/s"
-        lines.append(
-            f"| {name}: {row['work']} | {row['peer']} | {row['ours_per_second']:.0f} {unit} | "
-            f"{row['peer_per_second']:.0f} {unit} | **{row['ratio']:.2f}** [{row['low']:.2f}, {row['high']:.2f}] | "
-            f"{row['aim']} | {row['ours_megabytes']:.0f} / {row['peer_megabytes']:.0f} | "
-            f"{row['date']}, {row['machine']}, commit {row['commit']} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PAIRS)}; all by default")
@@ -153,18 +127,9 @@ def main() -> None:
     unknown = [name for name in options.names if name not in PAIRS]
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]}; there are {', '.join(PAIRS)}")
-    git = git_state(HERE.parent)
-    about = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{machine()['cpu']}, {platform.machine()}, {options.threads} threads",
-        "commit": git["commit"][:12] if git else "unknown",
-    }
-    file = HERE / "results.json"
-    rows = read_json(file) if file.is_file() else {}
     for name in options.names or PAIRS:
-        rows[name] = {**measure(name, options.rounds, options.threads), **about}
-        write_json(file, rows)
-    print(write_atomic(HERE / "RESULTS.md", table(rows)).read_text())
+        text = record(name, {**measure(name, options.rounds, options.threads), **about(options.threads)})
+    print(text)
 
 
 if __name__ == "__main__":

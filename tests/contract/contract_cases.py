@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 10,
     "candidates": 12,
     "chain": 5,
+    "critic_hidden": (16, 16),
     "heads": 2,
     "hidden": (16, 16),
     "layers": 2,
@@ -43,10 +44,12 @@ SMALL: dict[str, Any] = {
     "members": 2,
     "n": 3,
     "num_samples": 4,
+    "phi_hidden": (16,),
     "prompts_per_batch": 5,
     "rounds": 2,
     "samples_per_prompt": 2,
     "template": "<spare{score}> {prompt}",
+    "vae_hidden": (16, 16),
     "warmup_steps": 0,
     "width": 12,
 }
@@ -154,7 +157,8 @@ class Case:
         return small(self.cls(**options))
 
     def given(self, **changes: Any) -> dict[str, Any]:
-        return {**self.world.given, **GIVEN.get(class_slug(self.cls), {}), **changes}
+        expert = {"expert": self.world.data()[:60]} if "expert" in self.cls.takes else {}
+        return {**self.world.given, **expert, **GIVEN.get(class_slug(self.cls), {}), **changes}
 
     def fit(self, *, options: Mapping[str, Any] | None = None, data: Any = None, **arguments: Any) -> Product:
         """Trains for `STEPS` steps on the CPU with seed 0, unless `arguments` say otherwise."""

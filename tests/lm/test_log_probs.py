@@ -10,6 +10,7 @@ from telos.core.rng import Rng
 from telos.lm import log_probs as module
 from telos.lm.log_probs import reference_log_probs, sequence_log_probs, token_log_probs
 from telos.lm.model import LanguageModel
+from telos.lm.soup import GeometricMixture
 from telos.lm.tokens import Sequences, TokenGroups, TokenReport
 
 
@@ -74,6 +75,79 @@ def test_chunks_change_neither_values_nor_gradients(model, monkeypatch):
     with torch.no_grad():
         assert torch.allclose(token_log_probs(model, sequences), whole, atol=1e-5)
     model.network.zero_grad()
+
+
+@pytest.mark.parametrize("head", ["scaled", "capped", "bias", "frozen", "half"])
+def test_every_head_has_the_same_gradients_in_chunks(head, monkeypatch):
+    model = LanguageModel(llama(), bpe_model().tokenizer)
+    last = model.causal.get_output_embeddings()
+    if head == "scaled":
+        model.causal.config.logit_scale, model.causal.config.logits_scaling = 3.0, 2.0
+    elif head == "capped":
+        model.causal.config.final_logit_softcapping = 2.0
+    elif head == "bias":
+        last.bias = torch.nn.Parameter(torch.linspace(-1, 1, 330))
+    elif head == "frozen":
+        last.weight.requires_grad_(False)
+    else:
+        model.network.to(torch.bfloat16)
+    sequences = random_sequences(330)
+    weights = torch.linspace(-1, 1, 60).view(3, 20)
+    found = []
+    for logits in (1 << 22, 330 * 7):
+        monkeypatch.setattr(module, "CHUNK_LOGITS", logits)
+        values = token_log_probs(model, sequences)
+        (values * weights).sum().backward()
+        found.append((values.detach(), [p.grad for p in model.network.parameters() if p.grad is not None]))
+        model.network.zero_grad()
+    (whole, expected), (parts, gradients) = found
+    assert torch.allclose(whole, parts, atol=1e-5) and len(gradients) == len(expected)
+    assert (last.weight.grad is None) and len(gradients) == len(model.trainable())
+    tolerance = 2e-2 if head == "half" else 1e-5
+    for one, other in zip(expected, gradients, strict=True):
+        assert (one - other).abs().max() <= tolerance * one.abs().max()
+
+
+def test_a_mixture_is_chunked_by_its_own_head(monkeypatch):
+    models = [LanguageModel(llama(seed=seed), bpe_model().tokenizer) for seed in (0, 1)]
+    mixture, sequences = GeometricMixture(models, [0.3, 0.7]), random_sequences(330)
+    whole = token_log_probs(mixture, sequences)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 330 * 7)
+    assert torch.allclose(token_log_probs(mixture, sequences), whole, atol=1e-5)
+    assert not torch.allclose(token_log_probs(models[0], sequences), whole, atol=0.1)
+
+
+def peak_bytes(work):
+    """The most that torch's allocator holds during `work`, above what it held before."""
+    activity = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
+        work()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return max(np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]))
+
+
+def test_the_head_holds_one_gradient_and_few_logits():
+    """With 30,000 words: never all logits (30 MB, autograd keeps several), never two gradients (15 MB each)."""
+    vocabulary, width = 30_000, 128
+    small = {"hidden_size": width, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    network = llama(vocabulary, 64, num_key_value_heads=1, **small)
+    model = LanguageModel(network, bpe_model().tokenizer)
+    full = torch.full((4,), 64)
+    sequences = Sequences(random_sequences(vocabulary, (4, 64)).tokens, full, torch.ones_like(full))
+    states = torch.randn(252, width, generator=Rng(0).torch(), requires_grad=True)
+    targets = sequences.tokens[:, 1:].flatten()
+    gradient, logits = 4 * vocabulary * width, 4 * module.CHUNK_LOGITS
+
+    def of_head(size):
+        module.chunked_log_probs(model, states, targets, size).sum().backward()
+        network.zero_grad(set_to_none=True)
+
+    assert gradient < peak_bytes(lambda: of_head(module.CHUNK_LOGITS // vocabulary)) < gradient + 1.3 * logits
+    # What the limit would find: all logits at once.
+    assert peak_bytes(lambda: of_head(252)) > gradient + 2 * logits
+    whole = peak_bytes(lambda: token_log_probs(model, sequences).sum().backward())
+    # The embedding's gradient comes when the logits are gone; activations of one narrow layer take little.
+    assert whole < 2 * gradient + 1.3 * logits
 
 
 def test_padding_makes_no_difference(model):

@@ -15,7 +15,17 @@ from telos.data.records import Prompts
 from telos.lm.log_probs import sequence_log_probs
 from telos.lm.model import TINY, load_model
 from telos.lm.products import LanguagePolicy
-from telos.lm.rounds import Judgements, JudgeSource, PairSet, Plan, pooled, round_prompts, rounds, with_answers
+from telos.lm.rounds import (
+    Judgements,
+    JudgeSource,
+    PairSet,
+    Plan,
+    SampleJudge,
+    pooled,
+    round_prompts,
+    rounds,
+    with_answers,
+)
 from telos.lm.setup import policy_and_reference
 from telos.lm.tokens import tokenise_prompts
 from telos.ops.pairs import every
@@ -35,9 +45,8 @@ def source(judge=good, reference=None, samples=3, batch=4, answers=None, **colum
     model = reference or load_model(TINY).frozen()
     prompts = tokenise_prompts(model, PROMPTS, 9)
     return JudgeSource(
-        prompts, judge, model, samples=samples, batch=batch, width=40, rng=Rng(1), max_new_tokens=9, columns=columns,
-        sampling={}, answers=answers,
-    )  # fmt: skip
+        SampleJudge(prompts, judge, model, samples, 40, columns, {"max_new_tokens": 9}, Rng(1), answers), batch
+    )
 
 
 def perturbed():

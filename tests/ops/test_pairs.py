@@ -133,7 +133,3 @@ def test_what_is_accepted_follows_the_tilted_distribution():
     kept = candidates[pairs.rejection_sample(rewards[candidates], 1.0, 500, generator)]
     shares = torch.bincount(kept, minlength=3) / 500
     assert torch.allclose(shares, rewards.softmax(0), atol=0.05)
-
-
-def test_the_first_of_equal_texts():
-    assert pairs.distinct(["a", "b", "a", "c", "b"]).tolist() == [True, True, False, True, False]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -147,86 +147,117 @@ class Collector(Learner):
         return self.kept
 
 
-class JudgeSource(Source):
-    """Takes the next prompts, has the policy write n completions each, and asks what is preferred.
-
-    Several processes take `batch` prompts each at a time and share what was said; the streams belong to the prompts'
-    places, so that one process would write the same.
+class Judge(Protocol):
+    """Has completions of prompts written and judged.
 
     Args:
-        judge: an oracle, or a purpose whose scores become chances by Bradley-Terry; None calls everything equal.
-        width: tokens of the longest sequence there can be.
-        answers: token ids of a teacher's answer to each prompt, judged beside the n.
-        sampling: temperature, top_k, top_p of the writing; by default the policy as it is.
+        sizes: prompts, completions of each, and tokens of the longest sequence there can be.
+        device: of what `judged` returns.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[Ids],
-        judge: Any,
-        reference: LanguageModel,
-        *,
-        samples: int,
-        batch: int,
-        width: int,
-        rng: Rng,
-        max_new_tokens: int,
-        columns: Mapping[str, Sequence[Any]],
-        sampling: Mapping[str, float],
-        answers: Sequence[Ids] | None = None,
-    ):
-        self.prompts, self.judge, self.reference, self.columns = prompts, judge, reference, columns
-        self.answers = answers
-        self.samples, self.size, self.width, self.rng, self.cursor = samples, batch, width, rng, 0
-        self.sampling = {**sampling, "max_new_tokens": max_new_tokens}
+    @property
+    def sizes(self) -> tuple[int, int, int]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def judged(self, policy: LanguagePolicy, chosen: range) -> Judged:
+        """Completions of the prompts at these places, and what is said of them; the same whoever else is asked."""
+        ...
+
+
+class JudgeSource(Source):
+    """Has all prompts judged, `batch` at a time in each process; processes share what was said."""
+
+    def __init__(self, judge: Judge, batch: int):
+        self.judge, self.size, self.cursor = judge, batch, 0
 
     @property
     def steps(self) -> int:
         """How many batches there are."""
-        return -(-len(self.prompts) // (self.size * parallel.size()))
+        return -(-self.judge.sizes[0] // (self.size * parallel.size()))
+
+    def room(self) -> Judgements:
+        """An empty product for all that will be said."""
+        return Judgements(*self.judge.sizes).to(self.judge.device)
 
     def next(self, behaviour: Callable[[], Product], rng: Rng) -> Judged:
         policy = behaviour()
         assert isinstance(policy, LanguagePolicy)
-        end = min(self.cursor + self.size * parallel.size(), len(self.prompts))
+        prompts, samples, width = self.judge.sizes
+        end = min(self.cursor + self.size * parallel.size(), prompts)
         group, self.cursor = range(self.cursor, end), end
         if parallel.size() == 1:
-            return self.judged(policy, group)
+            return self.judge.judged(policy, group)
         before = parallel.rank() * self.size
         own = group[before : before + self.size]
-        n = self.samples + (self.answers is not None)
-        shared = Judgements(len(group), n, self.width).to(self.reference.device)
+        shared = Judgements(len(group), samples, width).to(self.judge.device)
         if own:
-            shared.write_rows(before, self.judged(policy, own))
+            shared.write_rows(before, self.judge.judged(policy, own))
         for floats in (False, True):
             parallel.add_up([part for part in shared.buffers() if part.is_floating_point() == floats])
         return shared.judged
-
-    def judged(self, policy: LanguagePolicy, chosen: range) -> Judged:
-        """Completions of the prompts at these places, and what is said of them."""
-        rng = self.rng.at(chosen.start).torch(policy.model.device)
-        completions = policy.generate([self.prompts[i] for i in chosen], n=self.samples, rng=rng, **self.sampling)
-        n = self.samples
-        if self.answers is not None:
-            completions = with_answers(completions, [self.answers[i] for i in chosen], policy.model)
-            n += 1
-        columns = {name: [values[i] for i in chosen for _ in range(n)] for name, values in self.columns.items()}
-        said, prefers = judgements(self.judge, completions, n, policy.model, columns)
-        shape, device = (len(chosen), n), self.reference.device
-        flat = Sequences(completions.tokens, completions.lengths, completions.boundaries).to(device)
-        return Judged(
-            Sequences(*(part.unflatten(0, shape) for part in (flat.tokens, flat.lengths, flat.boundaries))),
-            log_probs(policy.model, flat).view(shape),
-            log_probs(self.reference, flat).view(shape),
-            prefers.to(device),
-            said.to(device),
-        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int | float]]:
         return {}, {"cursor": self.cursor}
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int | float]) -> None:
         self.cursor = int(numbers["cursor"])
+
+
+@dataclass(frozen=True)
+class SampleJudge:
+    """The policy writes n completions of each prompt, and a purpose or an oracle judges them. A `Judge`.
+
+    Args:
+        prompts: token ids of each.
+        purpose: an oracle, or a purpose whose scores become chances by Bradley-Terry; None calls everything equal.
+        samples: n.
+        width: tokens of the longest sequence there can be, in all rounds.
+        columns: further columns of the prompts' data.
+        sampling: max_new_tokens; temperature, top_k, top_p of the writing, by default the policy as it is.
+        answers: token ids of a teacher's answer to each prompt, judged beside the n.
+    """
+
+    prompts: Sequence[Ids]
+    purpose: Any
+    reference: LanguageModel
+    samples: int
+    width: int
+    columns: Mapping[str, Sequence[Any]]
+    sampling: Mapping[str, Any]
+    rng: Rng
+    answers: Sequence[Ids] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return len(self.prompts), self.samples + (self.answers is not None), self.width
+
+    @property
+    def device(self) -> torch.device:
+        return self.reference.device
+
+    def judged(self, policy: LanguagePolicy, chosen: range) -> Judged:
+        rng, n = self.rng.at(chosen.start).torch(policy.model.device), self.sizes[1]
+        completions = policy.generate([self.prompts[i] for i in chosen], n=self.samples, rng=rng, **self.sampling)
+        if self.answers is not None:
+            completions = with_answers(completions, [self.answers[i] for i in chosen], policy.model)
+        columns = {name: [values[i] for i in chosen for _ in range(n)] for name, values in self.columns.items()}
+        said, prefers = judgements(self.purpose, completions, n, policy.model, columns)
+        return judged(policy.model, self.reference, completions, said, prefers)
+
+
+def judged(
+    model: LanguageModel, reference: LanguageModel, completions: Completions, said: Tensor, prefers: Tensor
+) -> Judged:
+    """Completions with what was said of them, scores (g, n) and chances (g, n, n), and both models' log-probs."""
+    shape, device = said.shape, reference.device
+    flat = Sequences(completions.tokens, completions.lengths, completions.boundaries).to(device)
+    return Judged(
+        Sequences(*(part.unflatten(0, shape) for part in (flat.tokens, flat.lengths, flat.boundaries))),
+        log_probs(model, flat).view(shape),
+        log_probs(reference, flat).view(shape),
+        prefers.to(device),
+        said.to(device),
+    )
 
 
 def judgements(
@@ -419,18 +450,16 @@ def rounds(
     for number in range(1, plan.rounds + 1):
         name, rng = f"round{number}", spec.rng.at("round", number)
         chosen = round_prompts(len(ids), plan.prompts, number - 1, spec.rng)
-        source = JudgeSource(
-            [ids[i] for i in chosen], spec.given.get("purpose"), reference, samples=plan.samples,
-            batch=plan.judge_batch, width=width, rng=rng.at("judge"), max_new_tokens=plan.max_new_tokens,
-            sampling=plan.sampling,
-            columns={key: [values[i] for i in chosen] for key, values in spec.data.columns.items()},
-            answers=[answers[i] for i in chosen] if answers is not None else None,
+        judge = SampleJudge(
+            [ids[i] for i in chosen], spec.given.get("purpose"), reference, plan.samples, width,
+            {key: [values[i] for i in chosen] for key, values in spec.data.columns.items()},
+            {**plan.sampling, "max_new_tokens": plan.max_new_tokens}, rng.at("judge"),
+            [answers[i] for i in chosen] if answers is not None else None,
         )  # fmt: skip
-        kept = Judgements(len(chosen), plan.samples + (answers is not None), width).to(reference.device)
-        found = yield Stage(f"{name}-judge", Collector(policy, kept), source, source.steps, evaluated=False)
+        source = JudgeSource(judge, plan.judge_batch)
+        found = yield Stage(f"{name}-judge", Collector(policy, source.room()), source, source.steps, evaluated=False)
         assert isinstance(found, Judgements)
-        judged = found.judged
-        pairs = PairSet(judged, build(judged, rng.at("pairs").torch(reference.device)))
+        pairs = PairSet(found.judged, build(found.judged, rng.at("pairs").torch(reference.device)))
         shares = ((plan.replay / 2**age, old) for age, old in enumerate(reversed(history)))
         again = [old.part(share, rng.at("replay", i).torch(reference.device)) for i, (share, old) in enumerate(shares)]
         history.append(pairs)

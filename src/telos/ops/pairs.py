@@ -131,11 +131,6 @@ def rejection_sample(
         draws = torch.rand(len(left), generator=generator, device=scores.device, dtype=scores.dtype)
         accepted = [i for i, keep in zip(left, (draws < chances).tolist(), strict=True) if keep][: count - len(kept)]
         kept += accepted
-        left = [i for i in left if i not in set(accepted)]
+        taken = set(accepted)
+        left = [i for i in left if i not in taken]
     return torch.tensor(kept, dtype=torch.int64, device=scores.device)
-
-
-def distinct(texts: list[str]) -> Bool[Tensor, "n"]:
-    """True at the first of equal texts."""
-    seen: set[str] = set()
-    return torch.tensor([not (text in seen or seen.add(text)) for text in texts], dtype=torch.bool)

@@ -32,6 +32,7 @@ EXCEPTIONS = {
     ("data/rl_formats.py", "telos.core.products"): "inside load_gym: the saved policy that records",
     ("core/fit.py", "telos.purposes"): "by name, inside fit: a purpose that is given as text",
     ("core/fit.py", "telos.scale.processes"): "by name, inside fit: processes that were launched together",
+    ("core/fit.py", "telos.scale.sharding"): "by name, inside fit: processes that hold one model together",
     ("__init__.py", "telos.core.fit"): "the package's names, all of them lazy",
     ("__init__.py", "telos.core.online"): "as above",
     ("__init__.py", "telos.core.products"): "as above",

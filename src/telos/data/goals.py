@@ -135,6 +135,20 @@ class Clusters:
         return cls(label, torch.argsort(label, stable=True), start)
 
 
+def junctions(
+    rows: Int[Tensor, " B"],
+    episodes: Episodes,
+    clusters: Clusters,
+    draws: Float[Tensor, "2 B"],
+    law: Callable[[Tensor, Episodes, Tensor], Tensor] = future,
+) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    """A state that the step's episode still reaches, by `law`, and any state of its cluster: two rows a step."""
+    between = law(rows, episodes, draws[0])
+    group = clusters.label[between]
+    first, count = clusters.start[group], clusters.start[group + 1] - clusters.start[group]
+    return between, clusters.order[first + torch.minimum((draws[1] * count).long(), count - 1)]
+
+
 def swapped(
     rows: Int[Tensor, " B"], episodes: Episodes, clusters: Clusters, draws: Float[Tensor, "3 B"]
 ) -> Int[Tensor, " B"]:
@@ -142,10 +156,7 @@ def swapped(
 
     The other state may itself be the goal. Ghugare et al. 2024, arXiv 2401.11237.
     """
-    between = clusters.label[future(rows, episodes, draws[0])]
-    first, count = clusters.start[between], clusters.start[between + 1] - clusters.start[between]
-    other = clusters.order[first + torch.minimum((draws[1] * count).long(), count - 1)]
-    return future(other, episodes, draws[2])
+    return future(junctions(rows, episodes, clusters, draws[:2])[1], episodes, draws[2])
 
 
 def take_steps(

@@ -45,6 +45,12 @@ def baselines() -> list[Row]:
     return [row(slug, entry, {}) for slug, entry in entries().items() if entry.baseline]
 
 
+def comparisons() -> list[str]:
+    """Families whose methods are measured together: those with a claim of their name."""
+    families = sorted({entry.family for entry in entries().values()})
+    return [family for family in families if (PACKAGE / "claims" / f"{family}.py").is_file()]
+
+
 def row(slug: str, entry: Entry | None, results: Mapping[tuple[str, str], Result]) -> Row:
     """The planned row with the header of the method's file over it."""
     known = planned().get(slug, {}) | (entry.header if entry else {})

@@ -627,7 +627,7 @@ def test_what_a_family_measured_together_stands_on_its_page_and_in_the_changes()
     tree = Tree(site.pages["compare/preferences"]())
     section = tree.one("section", id="standard")
     assert result["claim"]["statement"] in text(section) and text(tree.all("h2")[0]).endswith(result["verdict"])
-    assert len([row for row in section.iter("tr")]) > len(result["parts"]) + len(result["order"])
+    assert len([*section.iter("tr")]) > len(result["parts"]) + len(result["order"])
     assert [a.get("href") for a in tree.all("a") if text(a) == "measured together"] == ["#standard"]
     assert 'href="compare/preferences.html">preferences</a>' in site.pages["about"]()
     assert not Tree(Site(Library(results={}, pictures={})).pages["compare/preferences"]()).all("section", id="standard")

@@ -12,7 +12,9 @@ from telos.judge.results import SCALES
 
 def run(argv: Sequence[str]) -> None:
     parser = Parser("check", "Runs the claim of a paper: arms on paired seeds, a table, intervals and the verdict.")
-    parser.add_argument("slug", metavar="SLUG", help="a paper, as dpo")
+    parser.add_argument(
+        "slug", metavar="SLUG", help="a paper, as dpo; or a family, as preferences, whose methods were compared"
+    )
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="laptop: minutes on two cores (default)")
     parser.add_argument("--quick", action="store_true", help="every part on a tiny budget; nothing is written")
     parser.add_argument("--jobs", type=positive, metavar="N", help="processes (default: one a core)")
@@ -21,7 +23,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--verify", action="store_true", help="does the recorded result still hold? notes it")
     parser.add_argument("--record", action="store_true", help="write to results/ of the source tree (clean git)")
     options = parser.read(argv)
-    if "." not in options.slug and options.slug not in entries() and options.slug not in planned():
+    known = {*entries(), *planned(), *catalogue.comparisons()}
+    if "." not in options.slug and options.slug not in known:
         raise catalogue.unknown(options.slug, [*planned(), *entries()])
     from telos.judge.check import check, verify
 

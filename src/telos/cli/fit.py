@@ -49,6 +49,8 @@ class RunOptions:
     your file.py:function with TRL's signature, or a weighted sum ("0.7*sentiment + 0.3*keywords:cat,dog")."""
     critic: Text = None
     """A saved reward model from which a critic starts, where a method has one."""
+    expert: Text = None
+    """An expert's records beside --data, where a method imitates: anything that --data takes."""
     env: Text = None
     """The environment to learn in, where a method does."""
     lora: Number = None
@@ -75,7 +77,7 @@ class RunOptions:
     """Print the method's options as JSON and stop."""
 
 
-GIVEN = ("model", "reference", "purpose", "critic", "env", "lora")
+GIVEN = ("model", "reference", "purpose", "critic", "expert", "env", "lora")
 """What is passed on to the method as it is."""
 
 
@@ -179,9 +181,9 @@ def train(method: Any, name: str, options: RunOptions) -> None:
     if evaluate is not None:
         every = options.evaluate_every or options.steps or 0
     given = {key: value for key in GIVEN if (value := getattr(options, key)) is not None}
-    for key in ("model", "reference", "purpose", "critic"):
-        # A run that is resumed elsewhere must find its folders again.
-        if key in given and Path(given[key]).is_dir():
+    for key in ("model", "reference", "purpose", "critic", "expert"):
+        # A run that is resumed elsewhere must find its folders and files again.
+        if key in given and (Path(given[key]).is_dir() or (key == "expert" and Path(given[key]).is_file())):
             given[key] = str(Path(given[key]).absolute())
     try:
         product = method.fit(

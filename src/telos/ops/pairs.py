@@ -14,7 +14,7 @@ import torch
 from telos.core.errors import TelosError
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 

@@ -87,7 +87,7 @@ def from_scores(trial: Trial) -> tuple[Any, dict[str, Any]]:
 def from_goals(trial: Trial) -> tuple[Any, dict[str, Any]]:
     """The same scores as whole numbers of 0 to 10: mean 5, two a standard deviation."""
     data, scores = noisy_pairs(trial), np.array(scores_of(trial))
-    grades = np.clip(np.round(5 + 2 * (scores - scores.mean()) / scores.std()), 0, GOALS)
+    grades = np.clip(np.round(5 + 2 * (scores - scores.mean()) / scores.std()), 0, GOALS).astype(int)
     return ScoredTexts(data.prompts, texts_of(data), grades.tolist()), {}
 
 

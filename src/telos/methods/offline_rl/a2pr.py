@@ -82,7 +82,7 @@ PAPER = {
         r"A(s,a)=Q_1(s,a)-V(s)",
         r"\mathcal L_{\mathrm{VAE}}=w_v\,\mathbb E\left[\mathbb 1[A(s,a)>\epsilon_A](\hat a-a)^2\right]"
         r"+\frac12\,\mathrm{KL}\left(\mathcal N(\mu,\sigma_z^2)\parallel\mathcal N(0,1)\right)",
-        r"\bar a=\begin{cases}\hat a(s,\pi(s))&\text{if }A(s,\hat a)\ge A(s,a)\\a&\text{else}\end{cases},"
+        r"\bar a=\arg\max_{a'\in\{\hat a(s,\pi(s)),\,a\}}A(s,a'),"
         r"\quad m=w_m\,\mathbb 1[A(s,\bar a)\ge\epsilon_A]",
         r"\mathcal L_\pi=-\lambda\,\mathbb E\left[Q_1(s,\pi(s))\right]+\mathbb E\left[m\,(\pi(s)-\bar a)^2\right],"
         r"\quad\lambda=\frac{\alpha}{\mathbb E\left[|Q_1(s,\pi(s))|\right]}",

@@ -13,6 +13,7 @@ from telos.core.products import load_product
 from telos.core.registry import use
 from telos.core.rng import Rng
 from telos.data.records import Transitions
+from telos.data.returns import returns_to_go
 from telos.methods.offline_rl.doc import (
     DoC,
     DoCLearner,
@@ -20,7 +21,6 @@ from telos.methods.offline_rl.doc import (
     bracket,
     draw_code,
     kl_to_prior,
-    returns_to_go,
 )
 from telos.worlds import bernoulli_bandit as bandit
 from telos.worlds import bypass2d

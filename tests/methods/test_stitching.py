@@ -15,6 +15,7 @@ from telos.core.products import load_product
 from telos.core.rng import Rng
 from telos.data.goals import Clusters, Episodes, future, geometric
 from telos.data.records import Transitions
+from telos.data.returns import returns_to_go
 from telos.data.windows import episode_bounds
 from telos.methods.goals.stitching import (
     Joined,
@@ -24,7 +25,6 @@ from telos.methods.goals.stitching import (
     action_loss,
     joined,
     k_means,
-    returns_left,
 )
 from telos.worlds import bypass2d, corridor
 
@@ -184,7 +184,7 @@ def test_returns_are_swapped_with_what_the_other_episode_earns():
     rewards = torch.rand(len(data), generator=Rng(4).torch())
     data = replace(data, rewards=rewards)
     last = episode_bounds(data)[1]
-    left = returns_left(data)
+    left = returns_to_go(data)
     for row in (0, 7, len(data) - 1):
         assert float(left[row]) == pytest.approx(float(rewards[row : int(last[row]) + 1].sum()), rel=1e-5)
     method = Stitching(condition="return", cluster_space="identity", augment_prob=0.5, **{**MLP, "batch_size": 500})

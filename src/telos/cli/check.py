@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> None:
     options = parser.read(argv)
     known = {*entries(), *planned(), *catalogue.comparisons()}
     if "." not in options.slug and options.slug not in known:
-        raise catalogue.unknown(options.slug, [*planned(), *entries()])
+        raise catalogue.unknown(options.slug, sorted(known))
     from telos.judge.check import check, verify
 
     if options.verify:

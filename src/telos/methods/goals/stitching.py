@@ -36,6 +36,7 @@ from telos.core.products import Act, Policy, Product
 from telos.core.rng import Rng
 from telos.data.goals import GOALS, Clusters, Episodes, junctions
 from telos.data.records import Box, Discrete, Record, Transitions
+from telos.data.returns import returns_to_go
 from telos.data.windows import episode_bounds
 from telos.nets.denoisers import Sizes, make_denoiser
 from telos.nets.mlp import MLP
@@ -195,7 +196,7 @@ class Stitching(Method):
         ).to(device)  # fmt: skip
         fitted = SCALINGS[self.scaling]
         play.observations = fitted(select(data.observations, self.observation_columns))
-        goals = returns_left(data)[:, None] if of_return else select(data.observations, self.goal_columns)
+        goals = returns_to_go(data)[:, None] if of_return else select(data.observations, self.goal_columns)
         play.goals = fitted(goals)
         if not isinstance(space, Discrete):
             low, high = (torch.tensor(bound, device=device) for bound in (bounds.low, bounds.high))
@@ -241,13 +242,6 @@ def k_means(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
             break
         centres.append(points[rng.choice(len(points), p=distance / distance.sum())])
     return kmeans2(points, np.stack(centres), iter=20, minit="matrix")[1]
-
-
-def returns_left(data: Transitions) -> Float[Tensor, " N"]:
-    """The undiscounted rewards from each row to its episode's end."""
-    _, last = episode_bounds(data)
-    total = data.rewards.double().cumsum(0)
-    return (total[last] - total + data.rewards).float()
 
 
 @dataclass(frozen=True)
@@ -312,7 +306,7 @@ class Stretches(Source):
         self.method, self.data, self.clusters = method, data, clusters
         self.episodes = Episodes(episode_bounds(data)[1], method.discount)
         self.law = GOALS["future" if method.goal_time == "uniform" else "geometric"]
-        self.left = returns_left(data)
+        self.left = returns_to_go(data) if method.condition == "return" else None
 
     def next(self, behaviour: Callable[[], Product], rng: Rng) -> Stretch:
         m, data, device = self.method, self.data, self.data.observations.device
@@ -321,7 +315,7 @@ class Stretches(Source):
         draws = torch.rand((4, m.batch_size), generator=generator, device=device)
         drawn = joined(rows, self.episodes, self.clusters, m.window, m.augment_prob, self.law, draws)
         goals = select(data.next_observations[drawn.goals], m.goal_columns)
-        if m.condition == "return":
+        if self.left is not None:
             after = self.left - data.rewards
             gained = torch.where(drawn.swap, after[drawn.other] - after[drawn.between], 0.0)
             goals = (self.left[rows] + gained)[:, None]

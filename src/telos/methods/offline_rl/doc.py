@@ -30,6 +30,7 @@ from telos.core.method import Learner, Method, Metrics, Source, Spec, split
 from telos.core.products import Act, Policy, Product
 from telos.core.rng import Rng
 from telos.data.records import Box, Discrete, Record, Transitions
+from telos.data.returns import returns_to_go
 from telos.data.windows import episode_bounds
 from telos.nets.encoders import WindowEncoder
 from telos.nets.mlp import MLP
@@ -171,16 +172,6 @@ class DoC(Method):
 
     def learner(self, spec: Spec, rng: Rng) -> DoCLearner:
         return DoCLearner(self, spec.data, rng)
-
-
-def returns_to_go(data: Transitions, discount: float) -> Float[Tensor, " N"]:
-    """Discounted rewards from each row to its episode's end."""
-    last = episode_bounds(data)[1].tolist()
-    found, following = data.rewards.tolist(), 0.0
-    for row in reversed(range(len(found))):
-        following = found[row] + (discount * following if row < last[row] else 0.0)
-        found[row] = following
-    return torch.tensor(found, device=data.rewards.device)
 
 
 @dataclass(frozen=True)

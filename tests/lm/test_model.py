@@ -11,13 +11,14 @@ from telos.core.errors import HealthError, TelosError
 from telos.core.method import Spec
 from telos.core.products import load_product
 from telos.core.rng import Rng
+from telos.data.records import Demonstrations
 from telos.lm.log_probs import sequence_log_probs, token_log_probs
 from telos.lm.model import TINY, LanguageModel, add_lora, load_model, seeded
 from telos.lm.products import LanguagePolicy, RewardScorer, probe_tokens
 from telos.lm.rollouts import first_ratio
 from telos.lm.sample import sample
 from telos.lm.setup import policy_and_reference, policy_model, step_optimizer
-from telos.lm.tokens import Sequences
+from telos.lm.tokens import Sequences, tokenise
 
 COMMON = {"vocab_size": 330, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA_LIKE = {
@@ -255,6 +256,27 @@ def test_reward_scorers_start_at_zero_and_are_transformers_classifiers(tmp_path)
     assert scores.std() > 0.1 and torch.allclose(theirs, scores, atol=1e-5)
     loaded = load_product(tmp_path / "r")
     assert torch.allclose(loaded.score(["the cat"] * 3, texts), scores, atol=1e-6)
+
+
+def test_a_reward_scorer_reads_texts_as_it_was_trained_to_also_after_loading(tmp_path):
+    made = scorer()
+    texts = ["at", "at sat on the mat"]
+    made.save(tmp_path / "whole")
+    whole = made.score(["the c"] * 2, texts)
+    assert torch.allclose(whole, made.score(["the cat"] * 2, [text[2:] for text in texts]), atol=1e-6)
+    assert torch.allclose(load_product(tmp_path / "whole").score(["the c"] * 2, texts), whole, atol=1e-6)
+    made.boundary = "separate"
+    made.save(tmp_path / "apart")
+    apart = made.score(["the c"] * 2, texts)
+    assert (apart - whole).abs().min() > 1e-3
+    assert torch.allclose(load_product(tmp_path / "apart").score(["the c"] * 2, texts), apart, atol=1e-6)
+    made.boundary, made.max_length = "joint", 4
+    made.save(tmp_path / "short")
+    short = load_product(tmp_path / "short").score(["no no no no the cat"], [" sat"])
+    kept = tokenise(made.language_model, Demonstrations(["no no no no the cat"], [" sat"]), max_length=4)
+    assert kept.lengths.tolist() == [4] and torch.allclose(
+        short, made.score_tokens(kept.sequences([0]))[:, 0].detach(), atol=1e-6
+    )
 
 
 def test_scores_do_not_depend_on_padding_or_order_and_sampled_tokens_score_like_their_texts():

@@ -63,6 +63,17 @@ def test_a_boundary_inside_a_token_names_the_record_and_separate_goes_on():
     assert chosen == [*ids(model, "at"), EOS] and rejected == [*ids(model, "at sat"), EOS]
 
 
+def test_a_reader_of_whole_texts_counts_a_token_across_the_boundary_to_the_completion():
+    model = bpe_model()
+    data = Demonstrations(["the cat", "the c", "on the c"], [" sat", "at", "at"])
+    groups = tokenise(model, data, boundary="inside")
+    for row in range(3):
+        prompt, (completion,) = group(groups, row)
+        assert prompt + completion == [BOS, *ids(model, data.prompts[row] + data.completions[row]), EOS]
+    assert group(groups, 0)[0] == [BOS, *ids(model, "the cat")]
+    assert len(group(groups, 2)[0]) < len([BOS, *ids(model, "on the c")])
+
+
 def test_implicit_prompt_is_the_common_beginning_in_tokens():
     model = bpe_model()
     prompt, (chosen, rejected) = group(

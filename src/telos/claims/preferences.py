@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from telos.claims.dpo import BAND, NEW_TOKENS, SCENE, pairs, reward_model
 from telos.core.method import Method
-from telos.core.products import Generator, Scorer
+from telos.core.products import Scorer
 from telos.core.registry import use
 from telos.data.records import Demonstrations, Preferences, Prompts
 from telos.data.scored import ScoredTexts
@@ -24,10 +23,7 @@ from telos.judge.claim import Arm, Claim, Measures, Trial
 from telos.judge.language import frontiers, staircase
 from telos.judge.plots import MARKERS, PALETTE, figure, heading
 from telos.judge.verdict import Better
-from telos.lm.log_probs import sequence_log_probs
 from telos.lm.model import TINY, LanguageModel
-from telos.lm.products import LanguagePolicy
-from telos.lm.tokens import pad, tokenise_prompts
 from telos.worlds import tiny_sent
 
 PROMPTS, REWARD_STEPS, STEPS, EVERY = 1500, 200, 80, 16
@@ -40,27 +36,8 @@ GOALS, TEMPLATE = 10, "<spare{score}> {prompt}"
 def run(trial: Trial, method: Method, learns_from: str) -> Measures:
     """Trains a method on what it learns from, and measures it along the way."""
     data, given = SUPPLIES[learns_from](trial)
-    points = [{"step": 0.0, **measured(trial, LanguagePolicy(SCENE.reference))}]
-
-    def evaluate(step: int, product: Callable[[], Any]) -> Mapping[str, float]:
-        points.append({"step": float(step), **measured(trial, product())})
-        return {"gold": points[-1]["gold"], "kl": points[-1]["kl"]}
-
-    trial.fit(method, data, steps=STEPS, evaluate=evaluate, evaluate_every=EVERY, **{"model": TINY, **given})
-    return {"gold": points[-1]["gold"], "kl": points[-1]["kl"], "points": points}
-
-
-@torch.no_grad()
-def measured(trial: Trial, policy: Generator) -> dict[str, float]:
-    """Mean gold of 512 samples and their KL to the reference on the plain prompt, whatever the policy was asked."""
-    rng = trial.rng.at("evaluation")
-    prompts = tiny_sent.prompts(trial.count(SCENE.samples), rng.at("prompts").numpy())
-    drawn = policy.generate(prompts, rng=rng.at("samples").torch(), max_new_tokens=NEW_TOKENS, batch_size=SCENE.samples)
-    rows = zip(drawn.tokens, drawn.boundaries, drawn.lengths, strict=True)
-    written = [tokens[start:end].numpy() for tokens, start, end in rows]
-    plain = pad(tokenise_prompts(SCENE.reference, prompts, NEW_TOKENS), written)
-    kl = (drawn.log_probs.sum(-1) - sequence_log_probs(SCENE.reference, plain)).mean()
-    return {"gold": float(np.asarray(tiny_sent.gold(prompts, drawn.texts)).mean()), "kl": float(kl)}
+    fit = functools.partial(trial.fit, method, data, steps=STEPS, evaluate_every=EVERY, **{"model": TINY, **given})
+    return SCENE.tracked(trial, lambda evaluate: fit(evaluate=evaluate))
 
 
 def noisy_pairs(trial: Trial) -> Preferences:

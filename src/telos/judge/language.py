@@ -16,7 +16,7 @@ from telos.lm.log_probs import sequence_log_probs
 from telos.lm.model import LanguageModel, load_model
 from telos.lm.products import LanguagePolicy
 from telos.lm.rollouts import Purpose
-from telos.lm.tokens import Sequences
+from telos.lm.tokens import pad, tokenise_prompts
 
 
 @functools.cache
@@ -47,17 +47,22 @@ class Scene:
     def reference(self) -> LanguageModel:
         return frozen_model(self.model)
 
+    @torch.no_grad()
     def measure(self, trial: Trial, policy: Generator) -> dict[str, float]:
-        """Mean gold and KL to the reference (Monte Carlo, the same prompts and sampling stream for every arm)."""
+        """Mean gold and KL to the reference (Monte Carlo, the same prompts and sampling stream for every arm).
+
+        The reference reads the plain prompt, whatever text the policy itself puts around it.
+        """
         rng = trial.rng.at("evaluation")
         prompts = self.prompts(trial.count(self.samples), rng.at("prompts").numpy())
         drawn = policy.generate(
             prompts, rng=rng.at("samples").torch(), max_new_tokens=self.new_tokens, batch_size=self.samples
         )
-        with torch.no_grad():
-            sequences = Sequences(drawn.tokens, drawn.lengths, drawn.boundaries)
-            kl = (drawn.log_probs.sum(-1) - sequence_log_probs(self.reference, sequences)).mean()
-        return {"gold": float(np.asarray(self.gold(drawn.prompts, drawn.texts)).mean()), "kl": float(kl)}
+        rows = zip(drawn.tokens, drawn.boundaries, drawn.lengths, strict=True)
+        written = [tokens[start:end].numpy() for tokens, start, end in rows]
+        plain = pad(tokenise_prompts(self.reference, prompts, self.new_tokens), written)
+        kl = (drawn.log_probs.sum(-1) - sequence_log_probs(self.reference, plain)).mean()
+        return {"gold": float(np.asarray(self.gold(prompts, drawn.texts)).mean()), "kl": float(kl)}
 
     def tracked(self, trial: Trial, fit: Callable[[Any], Any]) -> Measures:
         """Calls fit(evaluate); the points of the curve from the reference on, and the last of them."""

@@ -106,13 +106,12 @@ class LanguagePolicy(Generator):
         ids = list(prompts) if tokenised else tokenise_prompts(self.model, prompts, sampling["max_new_tokens"])
         return sample(self.model, ids, n=n, rng=rng, **sampling)
 
-    def log_prob(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Tensor:
-        """(N,) summed log pi(completion | prompt), the end token included."""
+    def log_prob(self, prompts: Sequence[Text], completions: Sequence[Text], boundary: str = "joint") -> Tensor:
+        """(N,) summed log pi(completion | prompt), the end token included; `boundary` as the model was trained with."""
         from telos.lm.log_probs import reference_log_probs
 
-        groups = tokenise(
-            self.model, Demonstrations(prompts, completions), overlong="truncate", device=self.model.device
-        )
+        data = Demonstrations(prompts, completions)
+        groups = tokenise(self.model, data, overlong="truncate", boundary=boundary, device=self.model.device)
         return reference_log_probs(self.model, groups)[:, 0]
 
 
@@ -123,14 +122,27 @@ class RewardScorer(Scorer):
 
     Args:
         network: a transformers ...ForSequenceClassification with num_labels=1.
+        boundary: how texts become tokens, as in training: "separate", or anything else for texts as a whole.
+        max_length: tokens of prompt and completion, as in training; None: the context.
     """
 
-    def __init__(self, network: Any, tokenizer: Any, origin: str | None = None):
+    def __init__(
+        self,
+        network: Any,
+        tokenizer: Any,
+        origin: str | None = None,
+        *,
+        boundary: str = "joint",
+        max_length: int | None = None,
+    ):
         super().__init__()
         self.network, self.tokenizer, self.origin = network.eval(), tokenizer, origin
+        self.boundary, self.max_length = boundary, max_length
 
     @classmethod
-    def from_language_model(cls, model: LanguageModel, rng: Rng) -> RewardScorer:
+    def from_language_model(
+        cls, model: LanguageModel, rng: Rng, *, boundary: str = "joint", max_length: int | None = None
+    ) -> RewardScorer:
         """The model's body with a score that starts at zero for every text."""
         import copy
 
@@ -144,7 +156,8 @@ class RewardScorer(Scorer):
             network = transformers().AutoModelForSequenceClassification.from_config(config)
         network.base_model.load_state_dict(body.base_model.state_dict())
         torch.nn.init.zeros_(network.score.weight)
-        return cls(network.to(model.device, body.dtype), model.tokenizer, model.origin)
+        network.to(model.device, body.dtype)
+        return cls(network, model.tokenizer, model.origin, boundary=boundary, max_length=max_length)
 
     @property
     def language_model(self) -> LanguageModel:
@@ -152,7 +165,7 @@ class RewardScorer(Scorer):
         return LanguageModel(self.network, self.tokenizer, self.origin)
 
     def config(self) -> dict[str, Any]:
-        return {}
+        return {"boundary": self.boundary, "max_length": self.max_length}
 
     def write(self, folder: Path) -> None:
         write_folder(self, self.network, self.tokenizer, folder)
@@ -162,7 +175,7 @@ class RewardScorer(Scorer):
         library = transformers()
         network = library.AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        product = cls(network, tokenizer, str(folder))
+        product = cls(network, tokenizer, str(folder), **header["config"])
         product.provenance = header["provenance"]
         check_probe(product, load_file(folder / PROBE_FILE), folder)
         return product
@@ -180,10 +193,16 @@ class RewardScorer(Scorer):
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Tensor:
-        """(N,) scores of whole completions (an end token is added)."""
+        """(N,) scores of whole completions (an end token is added), cut to `max_length` where they are longer."""
         device = next(self.network.parameters()).device
-        data = Demonstrations(list(prompts), list(completions))
-        groups = tokenise(self.language_model, data, overlong="truncate", boundary="separate", device=device)
+        groups = tokenise(
+            self.language_model,
+            Demonstrations(list(prompts), list(completions)),
+            max_length=self.max_length,
+            overlong="truncate",
+            boundary="separate" if self.boundary == "separate" else "inside",
+            device=device,
+        )
         order = groups.lengths.argsort(kind="stable")
         result = torch.empty(len(groups))
         for start in range(0, len(order), 256):

@@ -2,7 +2,8 @@
 
 Two ways to find it. *Implicit prompt*: both texts are tokenised whole, the prompt is their common beginning in
 token space. *Explicit prompt*: prompt and prompt+completion are tokenised, and the first must be a prefix of the
-second; a boundary inside a token is an error, not a guess (`boundary="separate"` tokenises the two apart).
+second; a boundary inside a token is an error, not a guess (`boundary="separate"` tokenises the two apart;
+`boundary="inside"`, for readers of whole texts to whom the place says nothing, counts such a token to the completion).
 """
 
 from __future__ import annotations
@@ -239,6 +240,8 @@ def encode_pairs(
         return [(h, close(t, model.eos_id, not special)) for h, t in zip(head_ids, tails, strict=True)]
     result = []
     for row, (head, whole) in enumerate(zip(head_ids, encode(model, wholes, special), strict=True)):
+        if whole[: len(head)] != head and boundary == "inside":
+            head = head[: common_prefix([head, whole])]
         if whole[: len(head)] != head:
             raise TelosError(
                 f"{where}, record {row + 1}: the boundary between prompt and completion lies inside a token",
@@ -288,17 +291,17 @@ def tokenise(
         max_length: tokens of prompt and completion; the model's context if None or longer. The prompt is cut first,
             its end (and the begin token) is kept.
         overlong: "refuse" drops a record whose completion alone does not fit; "truncate" cuts the completion.
-        boundary: "joint" or "separate" (see the module's docstring).
+        boundary: "joint", "separate" or "inside" (see the module's docstring).
 
     Raises:
         TelosError: a boundary inside a token, no chat template, nothing left to learn from.
     """
     where = data.origin or "data"
     limit = model.context if max_length is None else min(max_length, model.context)
-    if limit < 2 or overlong not in ("refuse", "truncate") or boundary not in ("joint", "separate"):
+    if limit < 2 or overlong not in ("refuse", "truncate") or boundary not in ("joint", "separate", "inside"):
         raise TelosError(
             "max_length, overlong or boundary is out of range",
-            expected="max_length >= 2; overlong: refuse or truncate; boundary: joint or separate",
+            expected="max_length >= 2; overlong: refuse or truncate; boundary: joint, separate or inside",
             got=f"max_length={max_length}, overlong={overlong}, boundary={boundary}",
         )
     groups: list[tuple[list[int], list[list[int]]]] = []

@@ -73,7 +73,8 @@ class RewardModel(Method):
         return prepare_groups(spec, self, reference=False)
 
     def learner(self, spec: Spec, rng: Rng) -> RewardLearner:
-        return RewardLearner(self, RewardScorer.from_language_model(spec.given["model"], rng))
+        texts = {"boundary": self.boundary, "max_length": self.max_length}
+        return RewardLearner(self, RewardScorer.from_language_model(spec.given["model"], rng, **texts))
 
     def source(self, spec: Spec) -> Epochs:
         groups: TokenGroups = spec.data

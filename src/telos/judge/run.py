@@ -58,28 +58,51 @@ def run_tasks(tasks: Sequence[Task], jobs: int, done: Callable[[Task, dict[str, 
     Raises:
         TelosError: an arm failed (named, with its seed and error), or a worker was killed.
     """
+    whole = {astuple(task): task for task in tasks}
+
+    def ended(arguments: tuple[Any, ...], value: dict[str, Any]) -> None:
+        task = whole[arguments]
+        if "error" in value:
+            raise TelosError(
+                f"arm '{task.arm}' failed on seed {task.seed} ({task.slug}, {task.scale}, {task.budget})",
+                got=value["error"],
+                fix=f"raised at {value['place']}, TELOS_TRACEBACK=1 shows how; finished arms are in the cache",
+            )  # fmt: skip
+        done(task, value)
+
+    run_in_workers(_work, list(whole), jobs, ended)
+
+
+def run_in_workers(
+    work: Callable[..., dict[str, Any]],
+    tasks: Sequence[tuple[Any, ...]],
+    jobs: int,
+    done: Callable[[Any, dict[str, Any]], None],
+    shared: Any = None,
+) -> None:
+    """Calls work(*task), a module's function, for each task in `jobs` processes; what `done` raises cancels the rest.
+
+    Args:
+        shared: sent to each process once and given to `work` as its first argument, where it is not None.
+
+    Raises:
+        TelosError: a worker was killed.
+    """
     if not tasks:
         return
     context = multiprocessing.get_context("spawn")
     lifeline, parent_end = context.Pipe(duplex=False)
     with _environment(WORKER_ENVIRONMENT):
-        pool = ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker, (lifeline,))
+        pool = ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker, (lifeline, shared))
         try:
-            waiting = {pool.submit(_work, *astuple(task)): task for task in tasks}
+            waiting = {pool.submit(_call, work, task): task for task in tasks}
             for future in as_completed(waiting):
-                task, value = waiting[future], future.result()
-                if "error" in value:
-                    raise TelosError(
-                        f"arm '{task.arm}' failed on seed {task.seed} ({task.slug}, {task.scale}, {task.budget})",
-                        got=value["error"],
-                        fix=f"raised at {value['place']}, TELOS_TRACEBACK=1 shows how; finished arms are in the cache",
-                    )  # fmt: skip
-                done(task, value)
+                done(waiting[future], future.result())
             pool.shutdown()
         except BrokenProcessPool as error:
             raise TelosError(
                 "a worker process was killed", got="most often too little memory",
-                fix="--jobs 1, or free some memory; finished arms are kept in the cache",
+                fix="--jobs 1, or free some memory; what is finished is kept",
             ) from error  # fmt: skip
         finally:
             parent_end.close()
@@ -102,7 +125,12 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker(lifeline: Connection) -> None:
+_shared: Any = None
+
+
+def _start_worker(lifeline: Connection, shared: Any) -> None:
+    global _shared
+    _shared = shared
     # Ctrl-C reaches the whole group; the parent answers it and lets go of the lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
@@ -112,6 +140,12 @@ def _end_with(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
     os._exit(1)
+
+
+def _call(work: Callable[..., dict[str, Any]], task: tuple[Any, ...]) -> dict[str, Any]:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    return work(*task) if _shared is None else work(_shared, *task)
 
 
 def _work(slug: str, scale: str, arm: str, seed: int, budget: Budget, key: str) -> dict[str, Any]:

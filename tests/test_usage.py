@@ -27,7 +27,7 @@ from telos.core.rng import Rng
 from telos.data.formats import save_npz
 from telos.data.records import Demonstrations, LoggedBandit, Preferences, Prompts, Rankings, Transitions
 from telos.data.scored import ScoredTexts
-from telos.worlds import bypass2d, payments, tiny_sent
+from telos.worlds import bypass2d, payments, sessions, tiny_sent
 
 EXAMPLES = {
     "prompts.jsonl": Prompts,
@@ -39,9 +39,11 @@ EXAMPLES = {
     "play.npz": Transitions,
     "log.csv": LoggedBandit,
     "other_log.csv": LoggedBandit,
+    "sessions.csv": Transitions,
 }
 """The names that usage lines may rely on, and what is in them. Texts are of telos:tiny's language; transitions.npz was
-recorded in Pendulum-v1, play.npz holds ways through a plane (position, step), the logs requests sent by 8 routes."""
+recorded in Pendulum-v1, play.npz holds ways through a plane (position, step), the logs requests sent by 8 routes,
+sessions.csv users who were shown items, with columns like and share."""
 
 TEXTS = 48
 PAPERS = [entry for entry in entries().values() if not entry.baseline]
@@ -75,6 +77,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = payments.Payments.draw(rng)
     for name in ("log", "other_log"):
         (folder / f"{name}.csv").write_text(table(world.log(400, rng.at(name))))
+    (folder / "sessions.csv").write_text(session_table(sessions.log(40, rng.at("sessions"))))
     assert {file.name for file in folder.iterdir()} == set(EXAMPLES)
     return folder
 
@@ -88,6 +91,19 @@ def table(log: LoggedBandit) -> str:
         routes = "|".join(f"route{i}" for i in log.allowed[row].nonzero()[:, 0].tolist())
         taken = f"route{int(log.actions[row])},{float(log.propensities[row]):.6f},{float(log.rewards[row]):g}"
         lines.append(",".join([*numbers, routes, taken]))
+    return "\n".join(lines) + "\n"
+
+
+def session_table(log: Transitions) -> str:
+    """Sessions as CSV: what was seen, the item, the seconds watched, whether it was liked and shared."""
+    assert log.auxiliary is not None
+    names = [name.replace("=", "") for name in log.observation_names]
+    lines, number = [",".join(["session", *names, "action,reward,like,share"])], 0
+    for row in range(len(log)):
+        seen = [f"{value:.6f}" for value in log.observations[row].tolist()]
+        earned = [f"{value:g}" for value in [float(log.rewards[row]), *log.auxiliary[row].tolist()]]
+        lines.append(",".join([f"user{number}", *seen, f"item{int(log.actions[row])}", *earned]))
+        number += int(log.terminated[row] | log.truncated[row])
     return "\n".join(lines) + "\n"
 
 

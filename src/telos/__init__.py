@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from telos.core.online import load_online as load_online
     from telos.core.products import load_product as load_product
     from telos.data.formats import load as load
+    from telos.judge.advise import advise as advise
     from telos.judge.compare import compare as compare
     from telos.judge.evaluate import evaluate as evaluate
 
@@ -21,6 +22,7 @@ _HOMES = {
     "load_online": "telos.core.online",
     "resume": "telos.core.fit",
     "evaluate": "telos.judge.evaluate",
+    "advise": "telos.judge.advise",
     "compare": "telos.judge.compare",
     "use": "telos.core.registry",
     "TelosError": "telos.core.errors",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -50,6 +51,7 @@ SMALL: dict[str, Any] = {
     "samples_per_prompt": 2,
     "template": "<spare{score}> {prompt}",
     "vae_hidden": (16, 16),
+    "warmup": 12,
     "warmup_steps": 0,
     "width": 12,
 }
@@ -87,6 +89,7 @@ def transitions(discrete: bool = False) -> Transitions:
         observations=position,
         actions=push,
         rewards=-(position**2).sum(-1),
+        auxiliary=position[:, :2] > 0.5,
         next_observations=position + step,
         terminated=ended,
         truncated=last & ~ended,
@@ -128,15 +131,26 @@ def pairs_of_texts() -> list[tuple[str, str]]:
 
 MODEL = {"model": "telos:tiny"}
 WORLDS: dict[type | None, list[World]] = {
-    Transitions: [World("continuous", transitions), World("discrete", lambda: transitions(discrete=True), {}, True)],
+    Transitions: [
+        World("continuous", transitions, {}, True),
+        World("discrete", lambda: transitions(discrete=True), {}, True),
+    ],
     LoggedBandit: [World("decisions", decisions)],
     Preferences: [World("pairs", lambda: Preferences(prompts(), texts(2), texts(0)), MODEL)],
     Rankings: [World("rankings", lambda: Rankings(prompts(), list(zip(texts(2), texts(1), texts(0)))), MODEL)],
     ScoredTexts: [World("scored", lambda: ScoredTexts(prompts(), pairs_of_texts(), [(2.0, 1.0)] * COUNT), MODEL)],
     Demonstrations: [World("texts", lambda: Demonstrations(prompts(), texts(1)), MODEL)],
     Prompts: [World("prompts", lambda: Prompts(prompts()), {**MODEL, "purpose": count_good})],
-    None: [World("given", lambda: None, {**MODEL, "purpose": count_good})],
+    None: [
+        World("given", lambda: None, {**MODEL, "purpose": count_good}),
+        World("environment", lambda: None, {"env": "TelosContract/Pendulum-v0"}),
+    ],
 }
+
+# Episodes of two steps, so that copies wait for each other before a checkpoint.
+gymnasium.register(
+    "TelosContract/Pendulum-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=2
+)
 
 GIVEN: dict[str, Mapping[str, Any]] = {"salsa": {"reference": "telos:tiny"}}
 """What single methods need besides their world's."""
@@ -200,8 +214,13 @@ def classes() -> list[type[Method]]:
 @functools.cache
 def cases() -> list[Case]:
     """Every method on every world for its record type; optional worlds only where it learns from them."""
-    found = [Case(cls, world) for cls in classes() for world in WORLDS.get(cls.data, [])]
+    found = [Case(cls, world) for cls in classes() for world in WORLDS.get(cls.data, []) if fits(cls, world)]
     return [case for case in found if not case.world.optional or not refuses(case)]
+
+
+def fits(cls: type[Method], world: World) -> bool:
+    """Whether a method that learns from no data takes what the world gives."""
+    return cls.data is not None or set(world.given) <= set(cls.takes)
 
 
 def refuses(case: Case) -> bool:

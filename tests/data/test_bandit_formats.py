@@ -197,8 +197,8 @@ def test_options_that_do_not_fit(tmp_path: Path):
 
 
 def test_other_kinds_and_logs_are_told_apart(tmp_path: Path):
-    for kind in (Transitions, Preferences):
-        with pytest.raises(TelosError, match="read as logged decisions"):
+    for kind, message in ((Transitions, "column 'session' is missing"), (Preferences, "read as logged decisions")):
+        with pytest.raises(TelosError, match=message):
             telos.load(written(tmp_path), kind=kind)
     texts = written(tmp_path, '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "pairs.jsonl")
     with pytest.raises(TelosError, match="holds texts"):

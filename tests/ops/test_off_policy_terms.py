@@ -13,6 +13,7 @@ from telos.ops.off_policy import (
     doubly_robust,
     effective_sample_size,
     inverse_propensity,
+    ncis,
     per_decision,
     per_decision_self_normalised,
     self_normalised,
@@ -101,3 +102,19 @@ def test_episodes_of_one_step_are_decisions():
     assert torch.allclose(per_decision(weights, rewards, alive, 0.3), (weights * rewards)[:, 0])
     terms = per_decision_self_normalised(weights, rewards, alive, 0.3)
     assert torch.allclose(terms, self_normalised(weights[:, 0], rewards[:, 0]))
+
+
+def test_ncis_caps_ratios_and_normalises():
+    log_ratios = vector(0.5, 2.0, 20.0, 1.0).log()
+    responses = torch.tensor([[1.0, 0.0], [3.0, 1.0], [2.0, 5.0], [7.0, -1.0]], dtype=torch.float64)
+    terms, size = ncis(log_ratios, responses, 10.0)
+    weights = [0.5, 2, 10, 1]
+    for index in range(2):
+        exact = sum(w * r for w, r in zip(weights, responses[:, index].tolist())) / sum(weights)
+        assert float(terms[:, index].mean()) == pytest.approx(exact)
+    assert float(size) == pytest.approx(13.5**2 / (0.25 + 4 + 100 + 1))
+    # The same policy: the plain means; an unbounded cap: the self-normalised estimate; a tiny one: the plain means.
+    same, all_of_them = ncis(torch.zeros(4, dtype=torch.float64), responses, 10.0)
+    assert torch.allclose(same, responses) and float(all_of_them) == pytest.approx(4)
+    assert torch.allclose(ncis(log_ratios, responses, 1e9)[0][:, 0], self_normalised(log_ratios.exp(), responses[:, 0]))
+    assert torch.allclose(ncis(log_ratios, responses, 0.1)[0], responses)

@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 TABLES = (".csv", ".csv.gz", ".parquet")
-"""What holds logged decisions; transitions are in other files and folders."""
+"""What holds logged decisions, or for policies of sessions their steps; other transitions are in other files."""
 
 
 def on_log(policy: Any, what: str, options: Any) -> None:
@@ -72,11 +72,13 @@ def on_log(policy: Any, what: str, options: Any) -> None:
     from telos.judge.off_policy import off_policy
 
     path, _, query = what.partition("?")
-    bandit = path.endswith(TABLES)
+    table = path.endswith((*TABLES, ".jsonl", ".jsonl.gz"))
+    bandit = path.endswith(TABLES) and not hasattr(policy, "observation_names")
     # The columns and actions that the policy knows, in its order, unless the user says otherwise.
-    own = {"context": getattr(policy, "context_names", ()), "actions": getattr(policy, "action_names", ())}
+    seen = getattr(policy, "context_names" if bandit else "observation_names", ())
+    own = {"context": seen, "actions": getattr(policy, "action_names", ())}
     names: dict[str, Any] = {
-        name: ",".join(value) for name, value in own.items() if bandit and value and f"{name}=" not in query
+        name: ",".join(value) for name, value in own.items() if table and value and f"{name}=" not in query
     }
     log: Any = load(what, kind=LoggedBandit if bandit else Transitions, **names)
     report = off_policy(

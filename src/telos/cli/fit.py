@@ -43,7 +43,8 @@ class RunOptions:
     model: Text = None
     """The language model to start from: a transformers folder, a hub name, telos:tiny."""
     reference: Text = None
-    """The model that a KL or a log-ratio refers to, where there is one; by default the model as it was."""
+    """The model that a KL or a log-ratio refers to, where there is one; by default the model as it was. For measures of
+    data, the data that they are compared with."""
     purpose: Text = None
     """What scores completions: built in (length, keywords:cat,dog, sentiment, answer, regex:...), a saved reward model,
     your file.py:function with TRL's signature, or a weighted sum ("0.7*sentiment + 0.3*keywords:cat,dog")."""

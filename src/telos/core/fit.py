@@ -257,6 +257,7 @@ class Run:
             f"{class_slug(type(self.method))} {stage.name}", stage.steps, start, silent=not parallel.leads()
         )
         metrics: Mapping[str, Any] = {}
+        due = False
         for step in range(start, stage.steps):
             done = step + 1
             try:
@@ -278,8 +279,11 @@ class Run:
                     numbers |= {k: float(v) for k, v in measured.items()}
                 self._log(stage.name, done, numbers)
                 progress.show(done, numbers)
-            if self.out is not None and done % self.checkpoint_every == 0 and done < stage.steps:
-                self._checkpoint(stage, done)
+            due = due or done % self.checkpoint_every == 0
+            if due and not last and stage.source.rests():
+                due = False
+                if self.out is not None:
+                    self._checkpoint(stage, done)
         progress.close()
         if self._shards is not None:
             self._shards.gather()

@@ -141,6 +141,13 @@ class Source(abc.ABC):
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int | float]) -> None:
         """The inverse of `state`."""
 
+    def rests(self) -> bool:
+        """Asked after each update from where a checkpoint is due: whether nothing is under way that `state` lacks.
+
+        The checkpoint is put off until it is so; a run that writes nothing asks as well, so that both do the same.
+        """
+        return True
+
 
 @dataclass
 class Stage:

@@ -248,7 +248,7 @@ class Recogniser(Product):
 
 
 class Report(Product):
-    """Measures and tables: no weights."""
+    """Measures and tables, `values` by name as JSON: no weights."""
 
     kind: ClassVar[str] = "Report"
 
@@ -260,4 +260,5 @@ class Report(Product):
         return {"values": self.values}
 
     def probe(self) -> dict[str, Tensor]:
-        return {}
+        numbers = [value for _, value in sorted(self.values.items()) if isinstance(value, int | float)]
+        return {"numbers": torch.tensor(numbers, dtype=torch.float64)}

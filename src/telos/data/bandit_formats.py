@@ -31,6 +31,7 @@ from telos.data.options import Options
 from telos.data.records import LoggedBandit
 
 TABLES = (".csv", ".csv.gz")
+LINES = (".jsonl", ".jsonl.gz")
 COLUMNS = ("action", "reward", "propensity", "allowed", "timestamp", "received")
 PREFIX = "allowed_"
 MOST_CATEGORIES = 1000
@@ -107,24 +108,28 @@ def is_log(path: Path, options: Options) -> bool:
 
 
 def read_table(path: Path) -> Any:
-    """The file as a pyarrow Table."""
+    """The file, .csv, .jsonl or .parquet, as a pyarrow Table."""
     with extra("rl", str(path)):
         import pyarrow as pa
         import pyarrow.csv
+        import pyarrow.json
         import pyarrow.parquet
     if path.stat().st_size == 0:
         raise TelosError(f"{path} is empty", expected="a header and at least one decision")
     try:
         if path.name.endswith(TABLES):
             table = pyarrow.csv.read_csv(path)
+        elif path.name.endswith(LINES):
+            with pa.input_stream(path) as stream:
+                table = pyarrow.json.read_json(stream)
         else:
             table = pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, PermissionError):
             raise
         raise TelosError(
-            f"{path} cannot be read", expected="a whole .csv with a header, or .parquet", got=str(error).split("\n")[0],
-            fix="write the file again, in UTF-8",
+            f"{path} cannot be read", expected="a whole .csv with a header, .jsonl or .parquet",
+            got=str(error).split("\n")[0], fix="write the file again, in UTF-8",
         ) from error  # fmt: skip
     # What pandas adds for its index; a row number among the context would be learnt from.
     table = table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])

@@ -19,6 +19,7 @@ from telos.data.records import Box, Discrete, Transitions
 
 if TYPE_CHECKING:
     import gymnasium as gym
+    from gymnasium.vector import VectorEnv
 
     from telos.core.products import Policy
 
@@ -58,6 +59,40 @@ def make(env_id: str) -> gym.Env[Any, Any]:
         f"no environment is called '{env_id}'", got=str(unknown),
         fix="check the name, and that the package which registers it is installed",
     )  # fmt: skip
+
+
+def open_vector(env: str | Callable[[], Any], count: int, processes: bool, where: str) -> VectorEnv[Any, Any, Any]:
+    """`count` environments as one vector environment without automatic resets, or the one that `env` makes."""
+    with extra("rl", where):
+        import gymnasium as gym
+        from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+    if not (isinstance(env, str) or callable(env)):
+        raise TelosError(
+            "'env' has the wrong type", expected="a registered name, or a function that makes environments",
+            got=type(env).__name__, fix="pass a function that makes a new environment at each call",
+        )  # fmt: skip
+    first = make(env) if isinstance(env, str) else env()
+    if isinstance(first, VectorEnv):
+        return first
+    if not isinstance(first, gym.Env):
+        raise TelosError(f"{where}: the function makes no environment", expected="a gymnasium.Env",
+                         got=type(first).__name__)  # fmt: skip
+    action_space(first.action_space, where)
+
+    def new() -> Any:
+        return make(env) if isinstance(env, str) else env()
+
+    if processes:
+        first.close()
+        return AsyncVectorEnv([new] * count, autoreset_mode=AutoresetMode.DISABLED)
+    made = [first, *(new() for _ in range(count - 1))]
+    if len({id(one.unwrapped) for one in made}) < count:
+        raise TelosError(
+            f"{where}: the function returns the same environment again", expected="a new one at each call",
+            fix="make the environment inside the function, or pass vector=1",
+        )  # fmt: skip
+    return SyncVectorEnv([lambda one=one: one for one in made], autoreset_mode=AutoresetMode.DISABLED)
 
 
 def action_space(space: gym.Space[Any], where: str) -> Box | Discrete:
@@ -160,7 +195,7 @@ def policy_device(policy: Policy) -> torch.device:
 
 def record(
     env: str | Callable[[], gym.Env[Any, Any]], policy: Policy | None = None, *, steps: int = 10_000, seed: int = 0,
-    explore: bool = False, origin: str | None = None,
+    explore: bool = False, random: Callable[[int], float] | None = None, origin: str | None = None,
 ) -> Transitions:  # fmt: skip
     """`steps` transitions of one environment, episode after episode.
 
@@ -168,11 +203,12 @@ def record(
         env: a registered name, or a function that makes an environment.
         policy: acts; None draws actions uniformly from the action space.
         explore: whether the policy adds its exploration.
+        random: step -> the probability of a uniform action in the place of the policy's.
 
     Returns:
         the transitions: the true last observation at each episode's end, time limits as `truncated` and not
         `terminated`; the last row is `truncated` if the recording stops within an episode. With `log_probs` where
-        the policy gives them (stochastic ones that explore), and for uniform actions.
+        the policy gives them (stochastic ones that explore), and for uniform actions; without them given `random`.
 
     Raises:
         TelosError: an environment or an action space that cannot be used.
@@ -192,9 +228,9 @@ def record(
     episode, state = 0, None
     raw, _ = made.reset(seed=rng.at("episode", 0).integer() % 2**31)
     observation = flatten(made.observation_space, raw, 1, where)
-    for _ in range(steps):
+    for step in range(steps):
         log_prob = torch.tensor([uniform])
-        if policy is not None:
+        if policy is not None and (random is None or draws.random() >= random(step)):
             with torch.no_grad():
                 act = policy.act(torch.from_numpy(observation).to(device), state=state, rng=generator, explore=explore)
             action, state, log_prob = act.action.detach().cpu(), act.state, act.log_prob
@@ -210,7 +246,7 @@ def record(
             ("next_observations", following[0]), ("terminated", terminated), ("truncated", truncated),
         ):  # fmt: skip
             columns[name].append(value)
-        if log_prob is not None:
+        if log_prob is not None and random is None:
             columns["log_probs"].append(float(log_prob))
         observation = following
         if terminated or truncated:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from telos.core.errors import TelosError
-from telos.data.bandit_formats import TABLES, is_log, load_bandit
+from telos.data.bandit_formats import LINES, TABLES, is_log, load_bandit
 from telos.data.options import Options
 from telos.data.records import Demonstrations, LoggedBandit, Preferences, Prompts, Rankings, Transitions
 from telos.data.rl_formats import MINARI_FILE, is_minari, load_gym, load_hdf5, load_minari, load_npz
 from telos.data.rl_formats import save_npz as save_npz
 from telos.data.scored import ScoredTexts
+from telos.data.session_formats import NEEDED, is_sessions, load_sessions
 from telos.data.text_formats import SUFFIXES, load_text, saved_dataset, text_files
 
 TEXT = (Preferences, Demonstrations, Prompts, Rankings, ScoredTexts)
@@ -33,15 +34,16 @@ def load(
         what: where the data are. For transitions `minari:<dataset id>`, a Minari folder, .hdf5 or .h5 in D4RL's
             layout, .npz as `save_npz` writes it, or `gym:<EnvId>` to record from an environment. For texts .jsonl,
             .jsonl.gz, .json, .parquet, a folder with such files or from `datasets.save_to_disk`, or `org/name` on the
-            hub. For logged decisions .csv, .csv.gz or .parquet with columns action and reward. Options may follow as a
-            query: `pairs?split=test`.
+            hub. For logged decisions .csv, .csv.gz or .parquet with columns action and reward; with a column session
+            besides they are transitions, for which .jsonl serves too. Options may follow as a query:
+            `pairs?split=test`.
         kind: the record class that is wanted; None for the one that the columns suggest. Preferences also serve as
             Demonstrations (the chosen texts), and whatever has prompts as Prompts.
         accepts: record classes that will do as well: if the columns are those of one of them, that is what is made.
         options: `split`, `config` (hub) and column names (`prompt="question"`) for texts; `action_low`,
             `action_high`, `n_actions`, `clip_actions` for transitions from files; `steps`, `seed`, `policy` ("random"
-            or the folder of a saved policy), `explore` for `gym:`; column names, `context` and `actions` for logged
-            decisions. They override the query.
+            or the folder of a saved policy), `explore`, `scheme` for `gym:`; column names, `context` and `actions` for
+            logged decisions and sessions, `auxiliary` for sessions. They override the query.
 
     Returns:
         a record whose `origin` is absolute, holds the options and can be loaded again.
@@ -90,14 +92,16 @@ def load_path(path: Path, kind: type | None, options: Options) -> Any:
         return load_folder(path, kind, options)
     if not stat.S_ISREG(mode):
         raise TelosError(f"{path} is no regular file", expected="a file or folder")
+    if are_sessions(path, kind, options):
+        return load_sessions(path, options)
     if path.name.endswith(TABLES) or (
         path.name.endswith(".parquet") and (kind is LoggedBandit or (kind is None and is_log(path, options)))
     ):
         if kind not in (None, LoggedBandit):
             raise TelosError(
-                f"{path}: a .csv is read as logged decisions",
+                f"{path}: a .csv is read as logged decisions or sessions",
                 expected=kind.__name__,
-                fix="choose a method for these data, or convert texts to .jsonl and transitions to .npz",
+                fix="choose a method for these data, or convert texts to .jsonl",
             )
         return load_bandit(path, options)
     if path.name.endswith((*SUFFIXES,)):
@@ -113,6 +117,15 @@ def load_path(path: Path, kind: type | None, options: Options) -> Any:
     if path.name == MINARI_FILE and is_minari(path.parent):
         return load_minari(path.parent, options)
     return load_npz(path, options) if suffix == ".npz" else load_hdf5(path, options)
+
+
+def are_sessions(path: Path, kind: type | None, options: Options) -> bool:
+    """Whether a table is to be read as sessions: it says so, or transitions are wanted and it cannot be texts."""
+    if kind not in (None, Transitions) or not path.name.endswith((*TABLES, *LINES, ".parquet")):
+        return False
+    if kind is None or path.name.endswith((*LINES, ".parquet")):
+        return "session" in options.values or is_sessions(path, options, ("action", "reward") if kind else NEEDED)
+    return True
 
 
 def load_folder(folder: Path, kind: type | None, options: Options) -> Any:

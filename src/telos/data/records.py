@@ -85,14 +85,17 @@ class Transitions(Record):
     Args:
         observations: (N, O) float32.
         actions: (N, A) float32 within `action_space`, or (N,) int64 for a discrete one.
-        rewards: (N,) float32.
+        rewards: (N,) float32; where there are several responses, the main one.
         next_observations: (N, O) float32; at an episode's end the true last observation.
         terminated: (N,) bool: the task itself ended; nothing follows, bootstrapping reads this only.
         truncated: (N,) bool: the recording was cut (time limit, end of the file).
         action_space: bounds or the number of actions; inferred bounds are not accepted.
         origin: what `telos.load` was given, for resume; None for data made in memory.
         log_probs: (N,) float32: log-probability or log-density of each action under the policy that took it, where it
-            was recorded; off-policy evaluation by importance sampling needs it, no method trains on it.
+            was recorded: what importance sampling divides by.
+        auxiliary: (N, m-1) float32: further responses to each action beside the main one, `rewards`.
+        auxiliary_names: m-1 names of them; "auxiliary0", ... where none are given.
+        observation_names, action_names: what columns and discrete actions mean, where it is known; else empty.
 
     Raises:
         TelosError: naming the column and the first bad row.
@@ -107,10 +110,23 @@ class Transitions(Record):
     action_space: Box | Discrete
     origin: str | None = None
     log_probs: Tensor | None = None
+    auxiliary: Tensor | None = None
+    auxiliary_names: tuple[str, ...] = ()
+    observation_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
 
     @classmethod
-    def validated(cls, *, action_space: Box | Discrete, origin: str | None = None, **columns: Any) -> Transitions:
-        """Builds the record from array-likes and checks shapes, types, finiteness and action range."""
+    def validated(
+        cls,
+        *,
+        action_space: Box | Discrete,
+        origin: str | None = None,
+        auxiliary_names: Sequence[str] = (),
+        observation_names: Sequence[str] = (),
+        action_names: Sequence[str] = (),
+        **columns: Any,
+    ) -> Transitions:
+        """Builds the record from array-likes and checks shapes, types, finiteness, action range and names."""
         where = origin or "transitions"
         missing = [f.name for f in fields(cls)[:6] if columns.get(f.name) is None]
         if missing:
@@ -122,7 +138,7 @@ class Transitions(Record):
             )
         discrete = isinstance(action_space, Discrete)
         tensors: dict[str, Tensor] = {}
-        optional = [] if columns.get("log_probs") is None else ["log_probs"]
+        optional = [name for name in ("log_probs", "auxiliary") if columns.get(name) is not None]
         for name in [*(f.name for f in fields(cls)[:6]), *optional]:
             array = np.asarray(columns[name])
             if array.dtype.kind not in "fiub" or array.ndim == 0:
@@ -149,7 +165,8 @@ class Transitions(Record):
                 array = array[:, 0]
             elif array.ndim == 1:
                 array = array[:, None]
-            if name in ("observations", "next_observations", "actions") and array.ndim != 2:
+            flat = array.ndim == 2 and (name != "auxiliary" or array.shape[1] > 0)
+            if name in ("observations", "next_observations", "actions", "auxiliary") and not flat:
                 raise TelosError(
                     f"{where}: column '{name}' has shape {array.shape}",
                     expected="(rows, features)",
@@ -188,7 +205,28 @@ class Transitions(Record):
                 got=str(float(tensors["log_probs"][row])),
                 fix="give logarithms of the probabilities",
             )
-        return cls(**tensors, action_space=action_space, origin=origin)
+        responses = tensors["auxiliary"].shape[1] if "auxiliary" in tensors else 0
+        labels = auxiliary_names or [f"auxiliary{i}" for i in range(responses)]
+        return cls(
+            **tensors,
+            action_space=action_space,
+            origin=origin,
+            auxiliary_names=checked_names("auxiliary_names", labels, (responses,), where),
+            observation_names=checked_names(
+                "observation_names", observation_names, (0, tensors["observations"].shape[1]), where
+            ),
+            action_names=checked_names("action_names", action_names, (0, action_space.size), where),
+        )
+
+
+def checked_names(what: str, names: Sequence[str], counts: tuple[int, ...], where: str) -> tuple[str, ...]:
+    """The names as a tuple; TelosError unless there are as many as one of `counts`, each once."""
+    if len(names) not in counts or len(set(names)) < len(names):
+        raise TelosError(
+            f"{where}: {what} do not fit the columns", expected=f"{counts[-1]} names, each once",
+            got=", ".join(map(str, names)) or "none",
+        )  # fmt: skip
+    return tuple(map(str, names))
 
 
 def check_actions(actions: Tensor, space: Box | Discrete, where: str) -> None:

@@ -3,7 +3,9 @@
 Rows, steps and episodes are counted from 0, as in the arrays. Options that all of them read:
 action_low, action_high (one number, or one for each dimension), n_actions (discrete actions), and clip_actions=true,
 which moves actions into the bounds instead of refusing them. Log-probs of the logged actions are read where they are:
-an array log_probs, D4RL's infos/action_log_probs, or those names among a Minari data set's infos.
+an array log_probs, D4RL's infos/action_log_probs, or those names among a Minari data set's infos. A .npz may also
+hold auxiliary_rewards (N, m-1), further responses beside the main one in rewards, and texts: auxiliary_names (m-1),
+observation_names (O), action_names.
 """
 
 from __future__ import annotations
@@ -15,20 +17,24 @@ import zlib
 from collections import defaultdict
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from telos.core.errors import TelosError
 from telos.core.files import write_atomic
+from telos.data import npz_files
 from telos.data.environments import action_space, bounded, flatten, record
 from telos.data.extras import extra
 from telos.data.options import Options
 from telos.data.records import Box, Discrete, Transitions, check_actions
+from telos.data.schemes import Scheme, generate
 
 COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 LOG_PROBS = ("log_probs", "infos/action_log_probs")
+AUXILIARY = "auxiliary_rewards"
+NAMES = ("auxiliary_names", "observation_names", "action_names")
 ACTION_OPTIONS = ("action_low", "action_high", "n_actions", "clip_actions")
 MINARI_FILE = "main_data.hdf5"
 
@@ -48,12 +54,11 @@ def save_npz(transitions: Transitions, path: str | Path) -> Path:
     else:
         bounds = {"action_low": np.array(space.low), "action_high": np.array(space.high)}
     arrays = {name: column.cpu().numpy() for name, column in transitions.columns().items()}
+    if "auxiliary" in arrays:
+        arrays[AUXILIARY] = arrays.pop("auxiliary")
+    names = {name: np.array(given) for name in NAMES if (given := getattr(transitions, name))}
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays, **bounds)
-
-    return write_atomic(path, write)
+    return write_atomic(path, lambda temporary: npz_files.save(temporary, {**arrays, **names, **bounds}))
 
 
 def load_npz(path: Path, options: Options) -> Transitions:
@@ -61,8 +66,8 @@ def load_npz(path: Path, options: Options) -> Transitions:
     options.only(*ACTION_OPTIONS)
     try:
         with np.load(path, allow_pickle=False) as file:
-            known = [*COLUMNS, "log_probs", *ACTION_OPTIONS[:3]]
-            arrays = {name: file[name] for name in file.files if name in known}
+            known = [*COLUMNS, "log_probs", AUXILIARY, *NAMES, *ACTION_OPTIONS[:3]]
+            arrays = {name: npz_files.read(path, file, name) for name in file.files if name in known}
             present = sorted(file.files)
     except PermissionError:
         raise
@@ -73,7 +78,10 @@ def load_npz(path: Path, options: Options) -> Transitions:
         ) from error  # fmt: skip
     for name in COLUMNS:
         need_column(arrays, name, path, present)
-    columns = {name: value for name, value in arrays.items() if name in (*COLUMNS, "log_probs")}
+    columns: dict[str, Any] = {name: value for name, value in arrays.items() if name in (*COLUMNS, "log_probs")}
+    if AUXILIARY in arrays:
+        columns["auxiliary"] = arrays.pop(AUXILIARY)
+    columns |= {name: arrays.pop(name).ravel().astype(str).tolist() for name in NAMES if name in arrays}
     stored = {name: np.asarray(value).ravel() for name, value in arrays.items() if name not in columns}
     space = given_space(options, stored, width_of(arrays["actions"]))
     if space is None:
@@ -260,8 +268,11 @@ def is_minari(folder: Path) -> Path | None:
 
 
 def load_gym(env_id: str, options: Options) -> Transitions:
-    """Records from the environment `env_id`: options steps, seed, policy ("random" or a saved product), explore."""
-    options.only("steps", "seed", "policy", "explore")
+    """Records from the environment `env_id`: steps, seed, policy ("random" or a saved product), explore, scheme.
+
+    A scheme (see `telos.data.schemes`) says how often the policy's actions are replaced by random ones.
+    """
+    options.only("steps", "seed", "policy", "explore", "scheme")
     name = options.values.get("policy", "random")
     policy = None
     if name != "random":
@@ -274,9 +285,11 @@ def load_gym(env_id: str, options: Options) -> Transitions:
         name = str(folder)
     steps, seed = options.integer("steps", 10_000, least=1), options.integer("seed", 0)
     settled = Options(options.what, {**options.values, "steps": str(steps), "seed": str(seed), "policy": name})
-    return record(
-        env_id, policy, steps=steps, seed=seed, explore=options.flag("explore"), origin=settled.origin(f"gym:{env_id}")
-    )
+    origin = settled.origin(f"gym:{env_id}")
+    scheme = options.values.get("scheme")
+    if scheme is not None:
+        return generate(env_id, cast(Scheme, scheme), policy, steps=steps, seed=seed, origin=origin)
+    return record(env_id, policy, steps=steps, seed=seed, explore=options.flag("explore"), origin=origin)
 
 
 def given_space(options: Options, stored: Mapping[str, np.ndarray], width: int) -> Box | Discrete | None:
@@ -356,9 +369,7 @@ def check_columns(
         raise TelosError(f"{where}: no steps", expected="at least one")
 
 
-def finished(
-    columns: Mapping[str, np.ndarray], space: Box | Discrete, base: str | Path, options: Options
-) -> Transitions:
+def finished(columns: Mapping[str, Any], space: Box | Discrete, base: str | Path, options: Options) -> Transitions:
     """The validated record with its origin."""
     columns = dict(columns)
     if options.flag("clip_actions") and isinstance(space, Box):

@@ -15,8 +15,7 @@ from torch import Tensor
 from telos.core.errors import TelosError
 from telos.core.products import Act, Policy
 from telos.core.rng import Rng
-from telos.data.environments import action_space, env_actions, flatten, make, policy_device
-from telos.data.extras import extra
+from telos.data.environments import action_space, env_actions, flatten, open_vector, policy_device
 from telos.data.records import Box, Discrete
 from telos.judge.stats import Interval, paired_t
 
@@ -137,40 +136,6 @@ def evaluate(
         envs.close()
     successes = None if np.isnan(reached).all() else np.nan_to_num(reached) > 0
     return Evaluation(returns, lengths, successes, name, seed)
-
-
-def open_vector(env: str | Callable[[], Any], count: int, processes: bool, where: str) -> VectorEnv[Any, Any, Any]:
-    """`count` environments as one vector environment without automatic resets, or the one that `env` makes."""
-    with extra("rl", where):
-        import gymnasium as gym
-        from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-
-    if not (isinstance(env, str) or callable(env)):
-        raise TelosError(
-            "evaluate: 'env' has the wrong type", expected="a registered name, or a function that makes environments",
-            got=type(env).__name__, fix="pass a function that makes a new environment at each call",
-        )  # fmt: skip
-    first = make(env) if isinstance(env, str) else env()
-    if isinstance(first, VectorEnv):
-        return first
-    if not isinstance(first, gym.Env):
-        raise TelosError(f"{where}: the function makes no environment", expected="a gymnasium.Env",
-                         got=type(first).__name__)  # fmt: skip
-    action_space(first.action_space, where)
-
-    def new() -> Any:
-        return make(env) if isinstance(env, str) else env()
-
-    if processes:
-        first.close()
-        return AsyncVectorEnv([new] * count, autoreset_mode=AutoresetMode.DISABLED)
-    made = [first, *(new() for _ in range(count - 1))]
-    if len({id(one.unwrapped) for one in made}) < count:
-        raise TelosError(
-            f"{where}: the function returns the same environment again", expected="a new one at each call",
-            fix="make the environment inside the function, or pass vector=1",
-        )  # fmt: skip
-    return SyncVectorEnv([lambda one=one: one for one in made], autoreset_mode=AutoresetMode.DISABLED)
 
 
 class Goals:

@@ -9,6 +9,7 @@ and Joachims 2015 (self-normalised); Dudik, Langford and Li 2011, arXiv 1103.460
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,3 +94,31 @@ def per_decision_self_normalised(
 def discounts(rewards: Float[Tensor, "E T"], discount: float) -> Float[Tensor, " T"]:
     """discount^t."""
     return discount ** torch.arange(rewards.shape[1], dtype=rewards.dtype, device=rewards.device)
+
+
+def ncis(
+    log_ratios: Float[Tensor, " N"], responses: Float[Tensor, "N m"], clip: float
+) -> tuple[Float[Tensor, "N m"], Float[Tensor, ""]]:
+    """Normalised capped importance sampling of single steps: terms of sum w r / sum w, w = min(pi / b, clip).
+
+    Swaminathan and Joachims 2015; capped and per step as recommenders are compared (arXiv 2302.01680). States are as
+    the logging policy visits them: for what an action changes later, see `per_decision`.
+
+    Args:
+        log_ratios: log pi(a | s) - log b(a | s) of the logged actions.
+        responses: m numbers a step.
+        clip: > 0, the most that a ratio counts for.
+
+    Returns:
+        (N, m) terms of each response, as `self_normalised` gives them, and the weights' effective sample size.
+    """
+    weights = log_ratios.exp().clamp(max=clip)
+    terms = [self_normalised(weights, column) for column in responses.unbind(-1)]
+    return torch.stack(terms, -1), effective_sample_size(weights)
+
+
+def truncated_ratios(
+    log_policy: Float[Tensor, " B"], log_behaviour: Float[Tensor, " B"], clip: float
+) -> Float[Tensor, " B"]:
+    """min(clip, pi / b), which cannot overflow."""
+    return (log_policy - log_behaviour).clamp(max=math.log(clip)).exp()

@@ -1,0 +1,1 @@
+"""Online reinforcement learning: a policy from its own steps in an environment."""

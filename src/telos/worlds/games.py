@@ -98,6 +98,22 @@ def style_oracle(prompts: Sequence[str], first: Sequence[str], second: Sequence[
     return expit(circular(tiny_sent.styles(first), tiny_sent.styles(second)) + 0.3 * gap)
 
 
+def style_circle(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Floats:
+    """The same without gold: styles alone decide."""
+    return expit(circular(tiny_sent.styles(first), tiny_sent.styles(second)))
+
+
+def style_exploitability(completions: Sequence[str], edge: float = 2.0) -> float:
+    """What the best style wins against these texts beyond one half, where styles alone decide: 0 to sigma(edge) - 1/2.
+
+    A style wins against the one that it beats, loses against the one that beats it, and draws otherwise.
+    """
+    found = tiny_sent.styles(completions)
+    masses = np.array([(found == style).mean() for style in range(STYLES)])
+    gains = masses[[1, 2, 0]] - masses[[2, 0, 1]]
+    return float((expit(edge) - 0.5) * gains.max())
+
+
 def style_masses(log_policy: Float[Tensor, "n"]) -> Float[Tensor, "3"]:
     """The probability of each style."""
     probabilities = log_policy.exp()

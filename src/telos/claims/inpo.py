@@ -127,14 +127,14 @@ CIRCLE = Compared(style_circle)
 """Styles alone decide."""
 
 
-def texts(trial: Trial, count: int) -> Prompts:
+def topics(trial: Trial, count: int) -> list[str]:
     """One topic again and again: there the reference writes one style for the most part, and another hardly ever."""
-    return Prompts([tiny_sent.TOPICS[0]] * trial.count(count))
+    return [tiny_sent.TOPICS[0]] * trial.count(count)
 
 
 def written(trial: Trial, policy: Generator) -> Measures:
     """Style of 2,048 texts: exploitability and the mass of the commonest, and KL to the reference."""
-    prompts = list(texts(trial, TESTED).prompts)
+    prompts = topics(trial, TESTED)
     rng = trial.rng.at("written").torch()
     drawn = policy.generate(prompts, rng=rng, max_new_tokens=NEW_TOKENS, batch_size=512)
     found = tiny_sent.styles(drawn.texts)
@@ -149,7 +149,7 @@ def written(trial: Trial, policy: Generator) -> Measures:
 
 def judged_pairs(trial: Trial) -> Preferences:
     """Two texts of the reference for each prompt, the preferred one drawn by the circle."""
-    prompts = list(texts(trial, TEXTS).prompts)
+    prompts = topics(trial, TEXTS)
     drawn = LanguagePolicy(frozen_model(TINY)).generate(
         prompts, n=2, rng=trial.rng.at("pairs").torch(), max_new_tokens=NEW_TOKENS
     )
@@ -162,7 +162,7 @@ def judged_pairs(trial: Trial) -> Preferences:
 
 def asking(trial: Trial, method: Method) -> Measures:
     """A method that asks the circle itself."""
-    policy = trial.fit(method, texts(trial, TEXTS), steps=UPDATES, model=TINY, purpose=CIRCLE)
+    policy = trial.fit(method, Prompts(topics(trial, TEXTS)), steps=UPDATES, model=TINY, purpose=CIRCLE)
     return written(trial, policy)
 
 
@@ -175,7 +175,7 @@ def from_reward(trial: Trial, method: Method) -> Measures:
     """RL on a Bradley-Terry reward model of the same pairs."""
     member = use("reward_model", learning_rate=1e-3, batch_size=48)
     scorer = trial.fit(member, judged_pairs(trial), steps=200, model=TINY)
-    policy = trial.fit(method, texts(trial, TEXTS), steps=UPDATES, model=TINY, purpose=scorer)
+    policy = trial.fit(method, Prompts(topics(trial, TEXTS)), steps=UPDATES, model=TINY, purpose=scorer)
     return written(trial, policy)
 
 

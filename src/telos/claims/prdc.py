@@ -81,18 +81,11 @@ CLAIMS = {
         world="Gymnasium HalfCheetah-v5: 40 recorded episodes, 20 to 100 % of their actions uniform",
         parts=(
             Better("prdc", "td3_bc", "return"),
-            Better("prdc_strict", "td3_bc_strict", "return"),
             Better("prdc", "bc", "return"),
         ),
         arms={
-            "prdc": Arm(half_cheetah.learnt, {"method": use("prdc", alpha=40.0, **CHEETAH)}, label="PRDC, alpha 40"),
+            "prdc": Arm(half_cheetah.learnt, {"method": use("prdc", alpha=2.5, **CHEETAH)}, label="PRDC, alpha 2.5"),
             "td3_bc": Arm(
-                half_cheetah.learnt, {"method": use("td3_bc", alpha=40.0, **CHEETAH)}, label="TD3+BC, alpha 40"
-            ),
-            "prdc_strict": Arm(
-                half_cheetah.learnt, {"method": use("prdc", alpha=2.5, **CHEETAH)}, label="PRDC, alpha 2.5"
-            ),
-            "td3_bc_strict": Arm(
                 half_cheetah.learnt, {"method": use("td3_bc", alpha=2.5, **CHEETAH)}, label="TD3+BC, alpha 2.5"
             ),
             "bc": Arm(half_cheetah.learnt, {"method": use("bc", **CHEETAH)}, label="BC"),
@@ -107,8 +100,9 @@ CLAIMS = {
         notes=(
             "The expert is ours: SAC with 2 x 128 and 40,000 steps (telos.worlds.half_cheetah), shipped with the "
             "library; the errors are what makes imitation poor.",
-            "alpha 40 is the papers' for HalfCheetah, 2.5 TD3+BC's own; both are run for both. Two layers of 128 and "
-            "5,000 updates for all; the papers take 256 and a million.",
+            "alpha 40 is the papers' for HalfCheetah after a million updates. After 5,000 it ran away on seed 1000: TD3+BC "
+            "earned -84, PRDC 15, A2PR -116, the records 891. So alpha is TD3+BC's own 2.5 for both.",
+            "Two layers of 128 and 5,000 updates at 1e-3 for all; the papers take 256 and a million.",
         ),
     ),
 }

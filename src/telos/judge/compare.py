@@ -367,7 +367,8 @@ def accuracy(product: Any, pairs: Preferences, given: Mapping[str, Any]) -> floa
     """The share of pairs whose chosen text a reward model scores higher, or a policy made more likely by more than the
     rejected one, compared with the model that it started from; ties count one half."""
     if isinstance(product, Scorer):
-        margins = product.score(pairs.prompts, pairs.chosen) - product.score(pairs.prompts, pairs.rejected)
+        prompts = list(pairs.prompts)
+        margins = product.score(prompts, list(pairs.chosen)) - product.score(prompts, list(pairs.rejected))
         return float(((margins.sign() + 1) / 2).mean())
     from telos.lm.log_probs import reference_log_probs
     from telos.lm.model import load_model

@@ -62,11 +62,14 @@ def records(episodes: int, rng: Rng, errors: tuple[float, float] = ERRORS) -> Tr
         for name, value in zip(columns, (now, actions, [step[1] for step in steps], after), strict=True):
             columns[name].append(np.asarray(value, dtype=np.float32))
         now = after
-    whole = {name: np.stack(rows, 1) for name, rows in columns.items()}
+    whole: dict[str, Any] = {}
+    for name, rows in columns.items():
+        stacked = np.stack(rows, 1)
+        whole[name] = stacked.reshape(episodes * LENGTH, *stacked.shape[2:])
     ends = np.zeros((episodes, LENGTH), dtype=bool)
     ends[:, -1] = True
     return Transitions.validated(
-        **{name: rows.reshape(episodes * LENGTH, *rows.shape[2:]) for name, rows in whole.items()},
+        **whole,
         terminated=np.zeros(episodes * LENGTH, dtype=bool), truncated=ends.ravel(),
         action_space=Box(tuple(space.low.tolist()), tuple(space.high.tolist())),
     )  # fmt: skip

@@ -100,7 +100,7 @@ CLAIMS = {
         notes=(
             "The expert is ours: SAC with 2 x 128 and 40,000 steps (telos.worlds.half_cheetah), shipped with the "
             "library; the errors are what makes imitation poor.",
-            "alpha 40 is the papers' for HalfCheetah, after a million updates; after 5,000 it ran away (seed 1000: TD3+BC "
+            "alpha 40 is the papers' for HalfCheetah in a million updates; with 5,000 it ran away (seed 1000: TD3+BC "
             "-84, PRDC 15, A2PR -116, the records 891). So alpha is TD3+BC's own 2.5 for both.",
             "Two layers of 128 and 5,000 updates at 1e-3 for all; the papers take 256 and a million.",
         ),

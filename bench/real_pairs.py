@@ -106,10 +106,7 @@ def one_seed(pairs: list[Pair], seed: int, epochs: float) -> tuple[list[int], di
     steps = max(1, round(epochs * len(training) / BATCH))
     shared: dict[str, Any] = {"batch_size": BATCH, "warmup_steps": 0, "overlong": "truncate"}
     sft = telos.SFT(learning_rate=1e-3, **shared).fit(data, model=MODEL, steps=steps, seed=seed)
-    # A scorer tokenises prompt and answer apart, so it learns so.
-    reward = telos.RewardModel(learning_rate=1e-3, boundary="separate", **shared).fit(
-        data, model=sft, steps=2 * steps, seed=seed
-    )
+    reward = telos.RewardModel(learning_rate=1e-3, **shared).fit(data, model=sft, steps=2 * steps, seed=seed)
     shared |= {"learning_rate": 3e-4, "beta": BETA}
     dpo = telos.DPO(**shared).fit(data, model=sft, steps=steps, seed=seed)
     rpo = telos.RPO(eta=ETA, **shared).fit(data, model=sft, steps=steps, seed=seed)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from telos.core.online import load_online as load_online
     from telos.core.products import load_product as load_product
     from telos.data.formats import load as load
+    from telos.data.measures import measure as measure
     from telos.judge.advise import advise as advise
     from telos.judge.compare import compare as compare
     from telos.judge.evaluate import evaluate as evaluate
@@ -24,6 +25,7 @@ _HOMES = {
     "evaluate": "telos.judge.evaluate",
     "advise": "telos.judge.advise",
     "compare": "telos.judge.compare",
+    "measure": "telos.data.measures",
     "use": "telos.core.registry",
     "TelosError": "telos.core.errors",
     "Transitions": "telos.data.records",

@@ -12,7 +12,7 @@ from telos.core.products import Policy
 from telos.core.rng import Rng
 from telos.data.formats import save_npz
 from telos.data.records import Demonstrations, Discrete, LoggedBandit, Preferences, Transitions
-from telos.judge.compare import CLONE, accuracy, calibration, compare, ranking, row
+from telos.judge.compare import CLONE, accuracy, calibration, compare, cut, ranking, row
 from telos.worlds import tiny_sent
 
 CELLS, LENGTH = 5, 12
@@ -139,9 +139,25 @@ def test_the_calibration_compares_the_clone_with_what_was_earned():
         found = {(CLONE, seed): {"score": s, "seconds": 1.0, "warnings": []} for seed, s in enumerate(scores)}
         return row(CLONE, found, {}, len(scores))
 
-    logged = [{"value": 1.0}, {"value": 2.0}, {"value": 3.0}]
-    assert "no bias is seen" in calibration(judged([1.1, 1.9, 3.1]), logged)
-    assert "biased here" in calibration(judged([2.0, 3.1, 4.05]), logged)
+    def earned(*values, cut=0.0):
+        return [{"logged": {"value": value}, "cut": cut} for value in values]
+
+    assert "no bias is seen" in calibration(judged([1.1, 1.9, 3.1]), earned(1.0, 2.0, 3.0))
+    text = calibration(judged([2.0, 3.1, 4.05]), earned(1.0, 2.0, 3.0))
+    assert "off by 1.05" in text and "time limits" not in text
+    # A tenth of the value comes after the cut: 10 / 0.9 is as good an answer as 10, and 12 is none.
+    cut_off = earned(9.9, 10.0, 10.1, cut=0.1)
+    assert "no bias" in calibration(judged([11.0, 11.1, 11.2]), cut_off)
+    assert "about 11.11 with what comes after" in calibration(judged([12.0, 12.1, 12.2]), cut_off)
+    assert "off by" in calibration(judged([12.0, 12.1, 12.2]), cut_off)
+
+
+def test_what_time_limits_cut_counts_with_its_discount():
+    data = chain(20)
+    ends = (data.terminated | data.truncated).nonzero()[:, 0]
+    lengths = torch.diff(ends, prepend=torch.tensor([-1]))
+    expected = sum(0.9 ** int(n) for n, end in zip(lengths, ends, strict=True) if data.truncated[end]) / len(ends)
+    assert 0 < expected < 0.3 and cut(data, 0.9) == pytest.approx(expected)
 
 
 def test_ranking_pairs_seeds_with_the_leader():

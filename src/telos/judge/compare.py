@@ -31,7 +31,7 @@ from telos.core.registry import class_slug, use
 from telos.core.rng import Rng
 from telos.data.records import LoggedBandit, Preferences, Transitions
 from telos.data.splits import hold_out
-from telos.judge.off_policy import OffPolicy, off_policy
+from telos.judge.off_policy import OffPolicy, first_rows, off_policy
 from telos.judge.plots import PALETTE, figure
 from telos.judge.run import default_jobs, run_in_workers
 from telos.judge.stats import Interval, paired_t
@@ -176,7 +176,7 @@ def compare(
         raise TelosError("no method finished", got=f"{rows[0].name}: {rows[0].error}")
     ranked = ranking(rows)
     clone = row(CLONE, found, failed, seeds) if control else None
-    logged = [found[CLONE, seed].get("logged") for seed in range(seeds)] if control else []
+    logged = [found[CLONE, seed] for seed in range(seeds)] if control else []
     result = Comparison(
         metric(settings, data), tuple(ranked), trust(settings, data, ranked, clone, logged), clone, folder
     )
@@ -203,7 +203,7 @@ def draw(result: Comparison, path: Path) -> None:
         ax.set_yticks(range(len(lines)), [line.name for line in lines])
         ax.set_ylim(len(lines) - 0.5, -0.7)
         ax.grid(axis="y", visible=False)
-        ax.set_xlabel(f"{result.metric}: mean with 95 % interval over seeds, each seed a dot")
+        ax.set_xlabel(f"{result.metric}\nmean with 95 % interval over seeds, each seed a dot")
 
 
 def run_here(shared: Any, tasks: Sequence[tuple[str, int]], done: Callable[[Any, dict[str, Any]], None]) -> None:
@@ -352,7 +352,7 @@ def judge(product: Product, aside: Any, settings: Settings, clone: bool) -> dict
         raise TelosError("off-policy evaluation found no estimate", got="; ".join(report.skipped.values()))
     return {
         "score": report.estimates[chosen].value, "estimator": chosen, "estimates": report.to_json(),
-        "logged": logged(report), "warnings": list(report.warnings),
+        "logged": logged(report), "cut": cut(aside, settings.discount), "warnings": list(report.warnings),
     }  # fmt: skip
 
 
@@ -361,6 +361,16 @@ def logged(report: OffPolicy) -> dict[str, float]:
     interval = report.logged.interval
     bounds = {} if interval is None else {"low": interval.low, "high": interval.high}
     return {"value": report.logged.value, **bounds}
+
+
+def cut(aside: Any, discount: float) -> float:
+    """Mean discount of what comes after the ends of held-out episodes that time limits cut; 0 for decisions."""
+    if not isinstance(aside, Transitions):
+        return 0.0
+    first = first_rows(aside.to("cpu"))
+    lengths = torch.diff(first, append=torch.tensor([len(aside)]))
+    goes_on = ~aside.terminated.cpu()[first + lengths - 1]
+    return float((discount ** lengths.double() * goes_on).mean())
 
 
 def accuracy(product: Any, pairs: Preferences, given: Mapping[str, Any]) -> float:
@@ -446,16 +456,25 @@ def trust(
     return tuple(said)
 
 
-def calibration(clone: Row, logged: Sequence[Any]) -> str:
-    """The estimator on a policy whose value the held-out episodes show."""
+def calibration(clone: Row, judged: Sequence[Mapping[str, Any]]) -> str:
+    """The estimator on a policy whose value the held-out episodes show, up to what comes after time limits.
+
+    Args:
+        judged: what `judge` found of the clone on each seed.
+    """
     if clone.error:
         return f"The estimator could not be checked on a clone of the logging policy: {clone.error}"
-    earned = [value["value"] for value in logged]
-    text = f"Checked on a clone of the logging policy: estimated {clone.mean:.4g}, earned {np.mean(earned):.4g}"
+    earned = np.array([value["logged"]["value"] for value in judged])
+    # The estimator goes on after a time limit. If what comes then is like what came before, this is earned in all.
+    whole = earned / (1 - np.array([value["cut"] for value in judged]))
+    text = f"Checked on a clone of the logging policy: estimated {clone.mean:.4g}, earned {earned.mean():.4g}"
+    if not np.allclose(whole, earned, rtol=1e-3):
+        text += f" (about {whole.mean():.4g} with what comes after time limits)"
     if len(earned) < 2:
         return f"{text}."
-    error = paired_t(np.array(clone.scores) - np.array(earned))
-    spread = f"(difference {error.estimate:.3g} [{error.low:.3g}, {error.high:.3g}])"
-    if error.low <= 0 <= error.high:
-        return f"{text} {spread}: no bias is seen there."
-    return f"{text} {spread}: the estimator is biased here; differences of that size mean nothing."
+    errors = [paired_t(np.array(clone.scores) - value) for value in (earned, whole)]
+    if min(error.low for error in errors) <= 0 <= max(error.high for error in errors):
+        return f"{text}: no bias is seen there."
+    error = min(errors, key=lambda one: abs(one.estimate))
+    spread = f"off by {error.estimate:.3g} [{error.low:.3g}, {error.high:.3g}]"
+    return f"{text}: {spread}; differences of that size mean nothing."

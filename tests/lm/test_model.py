@@ -260,16 +260,16 @@ def test_reward_scorers_start_at_zero_and_are_transformers_classifiers(tmp_path)
 
 def test_a_reward_scorer_reads_texts_as_it_was_trained_to_also_after_loading(tmp_path):
     made = scorer()
-    texts = ["at", "at sat on the mat"]
+    texts = ["sat", "sat on the mat"]
     made.save(tmp_path / "whole")
-    whole = made.score(["the c"] * 2, texts)
-    assert torch.allclose(whole, made.score(["the cat"] * 2, [text[2:] for text in texts]), atol=1e-6)
-    assert torch.allclose(load_product(tmp_path / "whole").score(["the c"] * 2, texts), whole, atol=1e-6)
+    whole = made.score(["the cat "] * 2, texts)
+    assert torch.allclose(whole, made.score(["the cat"] * 2, [" " + text for text in texts]), atol=1e-6)
+    assert torch.allclose(load_product(tmp_path / "whole").score(["the cat "] * 2, texts), whole, atol=1e-6)
     made.boundary = "separate"
     made.save(tmp_path / "apart")
-    apart = made.score(["the c"] * 2, texts)
+    apart = made.score(["the cat "] * 2, texts)
     assert (apart - whole).abs().min() > 1e-3
-    assert torch.allclose(load_product(tmp_path / "apart").score(["the c"] * 2, texts), apart, atol=1e-6)
+    assert torch.allclose(load_product(tmp_path / "apart").score(["the cat "] * 2, texts), apart, atol=1e-6)
     made.boundary, made.max_length = "joint", 4
     made.save(tmp_path / "short")
     short = load_product(tmp_path / "short").score(["no no no no the cat"], [" sat"])

@@ -65,13 +65,23 @@ def test_a_boundary_inside_a_token_names_the_record_and_separate_goes_on():
 
 def test_a_reader_of_whole_texts_counts_a_token_across_the_boundary_to_the_completion():
     model = bpe_model()
-    data = Demonstrations(["the cat", "the c", "on the c"], [" sat", "at", "at"])
+    assert ids(model, "the cat sat") != ids(model, "the cat ") + ids(model, "sat")
+    data = Demonstrations(["the cat", "the cat ", "on the cat "], [" sat", "sat", "sat on"])
     groups = tokenise(model, data, boundary="inside")
     for row in range(3):
         prompt, (completion,) = group(groups, row)
         assert prompt + completion == [BOS, *ids(model, data.prompts[row] + data.completions[row]), EOS]
-    assert group(groups, 0)[0] == [BOS, *ids(model, "the cat")]
-    assert len(group(groups, 2)[0]) < len([BOS, *ids(model, "on the c")])
+    assert group(groups, 0)[0] == group(groups, 1)[0] == [BOS, *ids(model, "the cat")]
+
+
+def test_decoded_samples_that_lost_their_space_are_read_apart():
+    model = tiny()
+    found = tokenise(model, Demonstrations(["topic1", "topic1"], ["good1 bad2", " good1 bad2"]), boundary="inside")
+    assert group(found, 0) == group(found, 1) and len(group(found, 0)[1][0]) == 3
+    bpe = bpe_model()
+    assert group(tokenise(bpe, Demonstrations(["the c"], ["at"]), boundary="inside"), 0) == (
+        [BOS, *ids(bpe, "the c")], [[*ids(bpe, "at"), EOS]]
+    )  # fmt: skip
 
 
 def test_implicit_prompt_is_the_common_beginning_in_tokens():

@@ -122,7 +122,8 @@ class RewardScorer(Scorer):
 
     Args:
         network: a transformers ...ForSequenceClassification with num_labels=1.
-        boundary: how texts become tokens, as in training: "separate", or anything else for texts as a whole.
+        boundary: how texts became tokens in training: "separate", or anything else for texts as a whole, as far as
+            there is white space between prompt and completion (see telos.lm.tokens).
         max_length: tokens of prompt and completion, as in training; None: the context.
     """
 

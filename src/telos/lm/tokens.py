@@ -2,8 +2,9 @@
 
 Two ways to find it. *Implicit prompt*: both texts are tokenised whole, the prompt is their common beginning in
 token space. *Explicit prompt*: prompt and prompt+completion are tokenised, and the first must be a prefix of the
-second; a boundary inside a token is an error, not a guess (`boundary="separate"` tokenises the two apart;
-`boundary="inside"`, for readers of whole texts to whom the place says nothing, counts such a token to the completion).
+second; a boundary inside a token is an error, not a guess (`boundary="separate"` tokenises the two apart). A third
+way, `boundary="inside"`, is for readers to whom the place says nothing: what has white space at the boundary is
+tokenised whole, and a token across it counts to the completion; the rest apart, for decoded samples may have lost it.
 """
 
 from __future__ import annotations
@@ -235,11 +236,17 @@ def encode_pairs(
             wholes.append(whole)
     special = not any(chat)
     head_ids = encode(model, heads, special)
-    if boundary == "separate":
-        tails = encode(model, [w[len(h) :] for h, w in zip(heads, wholes, strict=True)], special=False)
-        return [(h, close(t, model.eos_id, not special)) for h, t in zip(head_ids, tails, strict=True)]
+    ends = [whole[len(head) :] for head, whole in zip(heads, wholes, strict=True)]
+    apart = [boundary == "separate" or (boundary == "inside" and glued(*row)) for row in zip(heads, ends, strict=True)]
+    tails = encode(model, [end for end, alone in zip(ends, apart, strict=True) if alone], special=False)
+    together = encode(model, [whole for whole, alone in zip(wholes, apart, strict=True) if not alone], special)
+    rest, joined = iter(tails), iter(together)
     result = []
-    for row, (head, whole) in enumerate(zip(head_ids, encode(model, wholes, special), strict=True)):
+    for row, (head, alone) in enumerate(zip(head_ids, apart, strict=True)):
+        if alone:
+            result.append((head, close(next(rest), model.eos_id, not special)))
+            continue
+        whole = next(joined)
         if whole[: len(head)] != head and boundary == "inside":
             head = head[: common_prefix([head, whole])]
         if whole[: len(head)] != head:
@@ -251,6 +258,11 @@ def encode_pairs(
             )
         result.append((head, close(whole[len(head) :], model.eos_id, not special)))
     return result
+
+
+def glued(head: str, end: str) -> bool:
+    """Whether two texts meet without white space."""
+    return bool(head) and bool(end) and not head[-1].isspace() and not end[0].isspace()
 
 
 def encode_implicit(model: LanguageModel, texts: Sequence[Sequence[Text]], where: str) -> list[list[list[int]]]:

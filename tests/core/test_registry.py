@@ -5,7 +5,18 @@ import pytest
 
 import telos
 from telos.core.errors import TelosError
-from telos.core.registry import class_slug, entries, entry, method_class, planned, product_class, read_entry, use
+from telos.core.registry import (
+    PACKAGE,
+    PRODUCT_CLASS,
+    class_slug,
+    entries,
+    entry,
+    method_class,
+    planned,
+    product_class,
+    read_entry,
+    use,
+)
 
 
 def test_every_class_is_found_under_its_name():
@@ -39,3 +50,8 @@ def test_a_header_is_literals(tmp_path: Path):
     with pytest.raises(TelosError, match="literals only"):
         read_entry(file)
     assert read_entry(family / "__init__.py") is None
+
+
+def test_no_two_products_share_a_name():
+    names = [name for path in PACKAGE.rglob("*.py") for name in PRODUCT_CLASS.findall(path.read_text())]
+    assert len(names) == len(set(names)) and "RewardScorer" in names

@@ -162,7 +162,8 @@ def digest(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str,
 def test_the_digest_on_the_command_line(capsys: pytest.CaptureFixture[str]):
     code, out, err = digest(capsys, "--since", "2000-01-01", "--url", "https://papers.example")
     assert code == 0 and err == "" and out.startswith("# telos since 2000-01-01\n\n## New papers")
-    assert out.count("https://papers.example/papers/") == out.count("\n- **") == len(Library().changes)
+    links = out.count("https://papers.example/papers/") + out.count("https://papers.example/compare/")
+    assert links == out.count("\n- **") == len(Library().changes)
     assert "Nothing changed." in digest(capsys, "--since", "2999-01-01")[1]
 
 

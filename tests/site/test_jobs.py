@@ -294,7 +294,7 @@ def test_the_time_limit_follows_the_claims_minutes(tmp_path):
 
 
 def test_scales_are_read_from_the_claims_sources(tmp_path):
-    assert claim_scales("dpo") == ("laptop", "standard") and claim_scales("prdc") == ("laptop",)
+    assert claim_scales("dpo") == ("laptop", "standard") and claim_scales("doc") == ("laptop",)
     assert all(scale in claim_scales(slug) for slug, scale in read_results())
     baseline = next(slug for slug, entry in entries().items() if entry.baseline)
     with Jobs(tmp_path) as jobs:

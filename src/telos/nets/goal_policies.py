@@ -41,7 +41,7 @@ def goal_space(data: Any, method: str, columns: dict[str, Columns]) -> Box | Dis
     return data.action_space
 
 
-class GoalPolicy(Policy):
+class ReachingPolicy(Policy):
     """An actor on the way to a goal. Scaling is inside.
 
     Args:
@@ -82,7 +82,7 @@ class GoalPolicy(Policy):
     def of(
         cls, data: Transitions, columns: tuple[Columns, Columns], kind: str, hidden: Sequence[int], normalise: bool,
         rng: torch.Generator,
-    ) -> GoalPolicy:  # fmt: skip
+    ) -> ReachingPolicy:  # fmt: skip
         """A fresh policy for the spaces of `data`, on its device.
 
         Args:

@@ -36,7 +36,7 @@ from telos.core.sources import Beside, Both, UniformGoals
 from telos.data.goals import GoalSteps
 from telos.data.records import Discrete, Transitions
 from telos.nets.critics import frozen_copy, polyak_
-from telos.nets.goal_policies import GoalPolicy, goal_space
+from telos.nets.goal_policies import ReachingPolicy, goal_space
 from telos.nets.policies import DeterministicPolicy, GaussianPolicy
 from telos.nets.state_values import StateValue, TwinQ
 from telos.ops.values import advantage_weights, ensemble_mse, expectile_loss
@@ -164,7 +164,7 @@ class GCIQLLearner(Learner):
     def __init__(self, method: GCIQL, data: Transitions, rng: Rng):
         self.method = method
         device, columns = data.observations.device, (method.observation_columns, method.goal_columns)
-        self.policy = GoalPolicy.of(
+        self.policy = ReachingPolicy.of(
             data, columns, "gaussian", method.hidden, method.normalise, rng.at("policy").torch()
         )
         size, space = self.policy.input_size, data.action_space

@@ -42,7 +42,7 @@ from telos.core.sources import Beside, Both, UniformGoals
 from telos.data.goals import GoalSteps
 from telos.data.records import Discrete, Transitions
 from telos.nets.critics import frozen_copy, polyak_
-from telos.nets.goal_policies import GoalPolicy, goal_space
+from telos.nets.goal_policies import ReachingPolicy, goal_space
 from telos.nets.policies import BoxScale, DeterministicPolicy
 from telos.nets.state_values import StateValue, TwinQ
 from telos.ops.values import advantage_weights, expectile_loss
@@ -282,7 +282,7 @@ class SMOReLearner(Learner):
         self.method, self.steps, self.updates = method, steps, 0
         device, columns = data.observations.device, (method.observation_columns, method.goal_columns)
         kind = "gaussian" if method.extraction == "stochastic" else "deterministic"
-        self.policy = GoalPolicy.of(data, columns, kind, method.hidden, method.normalise, rng.at("policy").torch())
+        self.policy = ReachingPolicy.of(data, columns, kind, method.hidden, method.normalise, rng.at("policy").torch())
         size = self.policy.input_size
         self.score = TwinQ(size, data.action_space, method.hidden, rng.at("score").torch()).to(device)
         self.target_score = frozen_copy(self.score)

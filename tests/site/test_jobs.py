@@ -295,12 +295,12 @@ def test_the_time_limit_follows_the_claims_minutes(tmp_path):
 
 def test_scales_are_read_from_the_claims_sources(tmp_path):
     assert claim_scales("dpo") == ("laptop", "standard") and claim_scales("doc") == ("laptop",)
-    assert all(scale in claim_scales(slug) for slug, scale in read_results())
+    assert all(scale in claim_scales(slug) for slug, scale in read_results() if slug in entries())
     baseline = next(slug for slug, entry in entries().items() if entry.baseline)
     with Jobs(tmp_path) as jobs:
         for slug, words in ((baseline, "has no claim"), ("../dpo", "no method is called"), ("toys.toy", "no method")):
             with pytest.raises(TelosError, match=words):
                 jobs.submit(slug, "laptop", "quick")
         with pytest.raises(TelosError, match="no scale 'standard'"):
-            jobs.submit("prdc", "standard", "quick")
+            jobs.submit("doc", "standard", "quick")
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]

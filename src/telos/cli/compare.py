@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
 def chosen(text: str, file: str | None) -> dict[str, Any]:
     """Name -> method: a name of the options file, or a method by its slug with its defaults."""
     from telos.core.files import read_json
-    from telos.core.registry import method_class
+    from telos.judge.compare import use_options
 
     own = read_json(Path(file)) if file is not None else {}
     if not isinstance(own, dict) or not all(isinstance(value, dict) for value in own.values()):
@@ -76,12 +76,7 @@ def chosen(text: str, file: str | None) -> dict[str, Any]:
     unread = sorted(set(own) - set(names))
     if unread:
         raise TelosError(f"{file} has options for '{unread[0]}'", expected=text, fix="name it in --methods, too")
-    return {
-        name: method_class(str(own.get(name, {}).get("use", name))).from_options(
-            {key: value for key, value in own.get(name, {}).items() if key != "use"}
-        )
-        for name in names
-    }
+    return {name: use_options({"use": name, **own.get(name, {})}) for name in names}
 
 
 def show(comparison: Any) -> None:

@@ -27,7 +27,7 @@ from telos.core.errors import TelosError
 from telos.core.files import read_json, write_json
 from telos.core.method import Method
 from telos.core.products import Policy, Product, Scorer, load_product
-from telos.core.registry import class_slug, use
+from telos.core.registry import class_slug, method_class, use
 from telos.core.rng import Rng
 from telos.data.records import LoggedBandit, Preferences, Transitions
 from telos.data.splits import hold_out
@@ -150,7 +150,8 @@ def compare(
     control = env is None and isinstance(data, Transitions)
     everyone = {**named, **({CLONE: use("bc", kind="gaussian")} if control else {})}
     folder = Path(out)
-    open_folder(folder, header(settings, named, data))
+    wanted = header(settings, named, data)
+    open_folder(folder, wanted)
     tasks = [(name, seed) for seed in range(seeds) for name in everyone]
     found: dict[tuple[str, int], dict[str, Any]] = {
         task: read_json(file) for task in tasks if (file := place(folder, *task).with_suffix(".json")).is_file()
@@ -164,8 +165,7 @@ def compare(
         outcome = f"failed: {value['error'].splitlines()[0]}" if "error" in value else f"{value['score']:.4g}"
         said(f"{len(found)}/{len(tasks)}  {task[0]}, seed {task[1]}: {outcome}")
 
-    options = {name: {"use": class_slug(type(method)), **method.options()} for name, method in everyone.items()}
-    shared = (folder, plain(data), settings, options)
+    shared = (folder, plain(data), settings, described(everyone))
     waiting = [task for task in tasks if task not in found]
     if (jobs or (1 if resolve_device(device).type == "cuda" else default_jobs())) == 1:
         run_here(shared, waiting, done)
@@ -182,7 +182,7 @@ def compare(
     )
     best = max(range(seeds), key=lambda seed: found[ranked[0].name, seed]["score"])
     load_product(place(folder, ranked[0].name, best) / "product").save(folder / "best")
-    write_json(folder / "comparison.json", {**header(settings, named, data), "table": result.to_json()})
+    write_json(folder / "comparison.json", {**wanted, "table": result.to_json()})
     draw(result, folder / "figure.png")
     return result
 
@@ -263,8 +263,7 @@ def check(settings: Settings, data: Any) -> None:
 def header(settings: Settings, methods: Mapping[str, Method], data: Any) -> dict[str, Any]:
     """What a comparison must agree in to go on."""
     given = {key: str(value) for key, value in settings.given.items()}
-    options = {name: {"use": class_slug(type(method)), **method.options()} for name, method in methods.items()}
-    return {"settings": {**asdict(replace(settings, given={})), "given": given}, "methods": options,
+    return {"settings": {**asdict(replace(settings, given={})), "given": given}, "methods": described(methods),
             "data": data.origin, "fingerprint": data.fingerprint()}  # fmt: skip
 
 
@@ -327,10 +326,15 @@ def one(shared: tuple[Path, Any, Settings, Mapping[str, Any]], name: str, seed: 
     return value
 
 
+def described(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
+    """Each method as {"use": slug, ...}, its options as JSON."""
+    return {name: {"use": class_slug(type(method)), **method.options()} for name, method in methods.items()}
+
+
 def use_options(options: Mapping[str, Any]) -> Method:
-    """The method that {"use": slug, ...} describes."""
+    """The inverse of `described` for one method."""
     rest = dict(options)
-    return type(use(str(rest["use"]))).from_options({k: v for k, v in rest.items() if k != "use"})
+    return method_class(str(rest.pop("use"))).from_options(rest)
 
 
 def judge(product: Product, aside: Any, settings: Settings, clone: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import tempfile
 
 os.environ["TELOS_PROGRESS"] = "0"
 os.environ["TELOS_CACHE"] = tempfile.mkdtemp(prefix="telos-tests-")
+os.environ["TELOS_NUMERICS"] = "plain"  # fast paths are tested where they are asked for
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 

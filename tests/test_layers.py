@@ -23,7 +23,7 @@ LEVELS = (
     {"cli", "site", "catalogue", "__main__"},
 )
 
-LEAVES = {"telos", "telos.core.errors", "telos.core.files", "telos.core.rng"}
+LEAVES = {"telos", "telos.core.errors", "telos.core.files", "telos.core.numerics", "telos.core.rng"}
 """Utilities that know nothing of the contract (and the package's own name, for its version): open to every layer."""
 
 EXCEPTIONS = {

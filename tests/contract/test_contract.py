@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import json
 import random
 import re
@@ -88,6 +89,15 @@ def test_same_seed_same_bits_whatever_the_global_generators_say(case: Case):
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     assert differing(first, second) == []
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+@pytest.mark.parametrize("case", [c for c in TRAINED if "self.descend(" in Path(inspect.getfile(c.cls)).read_text()],
+                         ids=str)  # fmt: skip
+def test_seeds_trained_together_are_those_trained_apart(case: Case):
+    together = case.fit(seeds=2)
+    for product, alone in zip(together, (fitted(case), case.fit(seed=1)), strict=True):
+        for name, tensor in state(alone).items():
+            torch.testing.assert_close(state(product)[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @each_trained

@@ -60,6 +60,10 @@ class RunOptions:
     """A new folder for product, metrics and checkpoints; by default runs/METHOD-1, -2, ..."""
     seed: int = 0
     """Of every random stream: the same seed gives the same product on a CPU."""
+    seeds: Number = None
+    """Train this many seeds, from --seed on, in one process; each has a folder in --out."""
+    numerics: Annotated[Literal["auto", "plain", "medium"], tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto (this machine's fastest kernels in float32), plain (torch's own), medium (products from bfloat16)."""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
     micro: int = 1
@@ -197,13 +201,19 @@ def train(method: Any, name: str, options: RunOptions) -> None:
             evaluate_every=every,
             checkpoint_every=options.checkpoint_every,
             micro=options.micro,
+            seeds=options.seeds,
+            numerics=options.numerics,
             **given,
         )
     except KeyboardInterrupt:
-        if (out / "run.json").is_file():
+        if (out / "run.json").is_file() or options.seeds is not None:
             print(f"\n`telos resume {out}` goes on", end="", file=sys.stderr)
         raise
-    finished(out, product)
+    if options.seeds is None:
+        finished(out, product)
+        return
+    for seed, one in enumerate(product, options.seed):
+        finished(out / f"seed-{seed}", one)
 
 
 def load_data(method: Any, name: str, what: str | None) -> Any:

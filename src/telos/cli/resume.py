@@ -17,18 +17,20 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--evaluate-episodes", type=positive, default=10, metavar="N")
     options = parser.read(argv)
     out = Path(options.run)
-    done = (out / "product").is_dir()
     from telos.cli.fit import evaluator, finished
     from telos.core.errors import TelosError
     from telos.core.files import read_json
-    from telos.core.fit import resume
+    from telos.core.fit import resume, seed_folders
 
-    if not (out / "run.json").is_file():
+    runs = [out] if (out / "run.json").is_file() else seed_folders(out)
+    if not runs:
         raise TelosError(f"{out} is not a run", expected="a folder with run.json, as `telos fit --out` writes")
-    header = read_json(out / "run.json")
+    done = all((run / "product").is_dir() for run in runs)
+    header = read_json(runs[0] / "run.json")
     evaluate = evaluator(options.evaluate_env, options.evaluate_episodes, header["seed"])
     every = (options.evaluate_every or header["steps"]) if evaluate else 0
     product = resume(out, purpose=options.purpose, evaluate=evaluate, evaluate_every=every)
     if done:
         print(f"{out} was finished already")
-    finished(out, product)
+    for run, one in zip(runs, [product] if runs == [out] else product, strict=True):
+        finished(run, one)

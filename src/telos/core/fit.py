@@ -10,7 +10,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import telos
-from telos.core import parallel
+from telos.core import parallel, together
 from telos.core.errors import TelosError
 from telos.core.files import explained, folder_atomic, read_json, sync_folder, write_atomic, write_json
 from telos.core.health import Health
 from telos.core.method import Method, Source, Spec, Stage, Stages
+from telos.core.numerics import PLAIN, Numerics, current, preset, using
 from telos.core.products import Product, load_product
 from telos.core.progress import Progress
 from telos.core.registry import class_slug, method_class
@@ -55,7 +57,7 @@ def numerical_path(device: torch.device) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
-        "matmul": torch.get_float32_matmul_precision(),
+        **asdict(current()),
     }
 
 
@@ -79,11 +81,27 @@ class Run:
     checkpoint_every: int = 500
     micro: int = 1
     observer: Callable[[int, dict[str, float]], None] | None = None
+    numerics: str | None = None
     _metrics_file: Any = field(default=None, repr=False)
     _shards: Any = field(default=None, repr=False)
 
     def go(self, *, resume: bool = False) -> Any:
         """Trains to the end, from the newest checkpoint if `resume`, and returns the product."""
+        with using(self._numerics(resume)):
+            return self._go(resume)
+
+    def begun(self) -> bool:
+        """Whether there is something to resume."""
+        return self.out is not None and (self.out / "run.json").is_file()
+
+    def _numerics(self, resume: bool) -> Numerics:
+        """How numbers are computed: as the run that is resumed has it, else as this one is asked to."""
+        if resume and self.out is not None and self.begun():
+            known, path = {f.name for f in fields(Numerics)}, read_json(self.out / "run.json")["path"]
+            return replace(PLAIN, **{name: value for name, value in path.items() if name in known})
+        return current() if self.numerics is None else preset(self.numerics)
+
+    def _go(self, resume: bool) -> Any:
         if self.steps < 0 or self.micro < 1 or self.checkpoint_every < 1:
             raise TelosError(
                 "steps, micro and checkpoint_every must be positive",
@@ -226,7 +244,7 @@ class Run:
                     fix="restore the purpose, or start a new run",
                 )
             torch.set_num_threads(before["path"]["threads"])
-            differs = [k for k, v in before["path"].items() if k != "threads" and v != header["path"][k]]
+            differs = [k for k, v in before["path"].items() if k != "threads" and v != header["path"].get(k)]
             if differs:
                 changed = " and ".join(differs)
                 print(f"{self.out}: {changed} changed since; it goes on, but not bit for bit", file=sys.stderr)
@@ -254,7 +272,10 @@ class Run:
         self._cut_metrics(stage.name, start)
         health = Health()
         progress = Progress(
-            f"{class_slug(type(self.method))} {stage.name}", stage.steps, start, silent=not parallel.leads()
+            f"{class_slug(type(self.method))} {stage.name}",
+            stage.steps,
+            start,
+            silent=not (parallel.leads() and together.first()),
         )
         metrics: Mapping[str, Any] = {}
         due = False
@@ -365,6 +386,30 @@ class Run:
         return state["step"]
 
 
+def fit_seeds(run: Run, seeds: int, resume: bool) -> list[Any]:
+    """`run` with the seeds from its own one on, in one process: the products, in that order.
+
+    Raises:
+        TelosError: fewer than one seed, or several processes for one model.
+    """
+    if seeds < 1:
+        raise TelosError("seeds must be positive", got=str(seeds))
+    if importlib.import_module("telos.scale.processes").launched() > 1:
+        raise TelosError("several seeds are trained by one process", got="several processes", fix="leave out seeds")
+    data = run._load(run.data)
+    runs = [
+        replace(run, data=data, seed=seed, out=None if run.out is None else run.out / f"seed-{seed}")
+        for seed in range(run.seed, run.seed + seeds)
+    ]
+    return together.run_together([partial(one.go, resume=resume and one.begun()) for one in runs])
+
+
+def seed_folders(out: Path) -> list[Path]:
+    """The runs that `fit(..., seeds=...)` left in `out`, by seed."""
+    found = [file.parent for file in out.glob("seed-*/run.json") if file.parent.name[5:].isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name[5:]))
+
+
 def named(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """What `fit` was given, with a purpose that is a name, or names with weights, turned into what it names."""
     if given.get("purpose") is None:
@@ -386,6 +431,8 @@ def resume(
 ) -> Any:
     """Goes on with the run in the folder `out` and returns its product; bit for bit on a CPU.
 
+    A folder of several seeds (`fit(..., seeds=8, out=...)`) goes on with all of them and returns their products.
+
     Args:
         purpose: needed again where it is a function: code is not imported because a file says so. It must be the
             same (`file.py:function` is compared by the file's hash).
@@ -395,6 +442,19 @@ def resume(
         TelosError: not a run, data or a model that cannot be found again or has changed.
     """
     out = Path(out)
+    if not (out / "run.json").is_file() and (folders := seed_folders(out)):
+        runs = [resumed(folder, purpose, evaluate, evaluate_every) for folder in folders]
+        if any(run.method != runs[0].method for run in runs):
+            raise TelosError(
+                f"{out}: the folders seed-* are not runs of one method with the same options",
+                fix="resume each of them by itself",
+            )
+        return together.run_together([partial(run.go, resume=True) for run in runs])
+    return resumed(out, purpose, evaluate, evaluate_every).go(resume=True)
+
+
+def resumed(out: Path, purpose: Any, evaluate: Callable[..., Mapping[str, float]] | None, evaluate_every: int) -> Run:
+    """The run that a folder was made by, with what it was given."""
     if not (out / "run.json").is_file():
         raise TelosError(f"{out} is not a run", expected="a folder with run.json, as `telos fit --out` writes")
     header = read_json(out / "run.json")
@@ -427,4 +487,4 @@ def resume(
         evaluate_every=evaluate_every,
         checkpoint_every=header["checkpoint_every"],
         micro=header["micro"],
-    ).go(resume=True)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -12,8 +12,9 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from telos.core import parallel
+from telos.core import parallel, together
 from telos.core.errors import TelosError
+from telos.core.numerics import Preset
 from telos.core.products import Product
 from telos.core.rng import Rng
 from telos.data.records import Record
@@ -73,6 +74,42 @@ class Learner(abc.ABC):
     def behaviour(self) -> Product:
         """What a source samples with (it may explore, or be a look-ahead point)."""
         return self.product()
+
+    @final
+    def descend(
+        self,
+        optimiser: torch.optim.Optimizer,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        parts: Sequence[tuple[Any, ...]],
+        rows: int,
+        trained: Sequence[Tensor] | None = None,
+        grad_norm: bool = False,
+    ) -> Metrics:
+        """One step of an optimiser on the mean of a loss over a batch that is taken in parts: the mean of each sum.
+
+        Args:
+            loss: called with each part: the sum to minimise, and sums to report. Of what differs between seeds it
+                reads the learner's networks and its part alone, so that several seeds can be computed at once.
+            parts: what the loss is called with; rows: of all parts.
+            trained: what gets gradients; by default all that the loss depends on.
+            grad_norm: report the gradient's norm, too.
+        """
+        if (run := together.member()) is not None:
+            request = together.Descent(self, optimiser, loss, parts, rows, trained, grad_norm)
+            if (answer := run.ask(request)) is not None:
+                return answer
+        metrics: Metrics = {}
+        optimiser.zero_grad()
+        for part in parts:
+            total, sums = loss(*part)
+            (total / rows).backward(inputs=trained)
+            for name, value in sums.items():
+                metrics[name] = value.detach() / rows + metrics.get(name, 0.0)
+        if grad_norm:
+            gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            metrics["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        optimiser.step()
+        return metrics
 
     @final
     def state(self) -> tuple[dict[str, Tensor], dict[str, int | float]]:
@@ -217,9 +254,11 @@ class Method(abc.ABC):
         checkpoint_every: int = 500,
         micro: int = 1,
         resume: bool = False,
+        seeds: int | None = None,
+        numerics: Preset | None = None,
         **given: Any,
     ) -> Any:
-        """Trains and returns the product.
+        """Trains and returns the product, or a list of products with `seeds`.
 
         Args:
             source: a record (`telos.load(...)`), a path that `telos.load` reads, or a Source of your own.
@@ -229,16 +268,20 @@ class Method(abc.ABC):
                 returns goes into the metrics.
             micro: parts into which each batch is split, to save memory; results agree within rounding.
             resume: go on with the unfinished run in `out`; bit for bit on a CPU.
+            seeds: train this many, from `seed` on, in one process: the same as one after another within rounding, with
+                networks trained as one where the method's are small. Each has its folder `seed-<n>` in `out`.
+            numerics: "auto" (this machine's fastest kernels in float32), "plain" (torch's own) or "medium" (float32
+                products from bfloat16 where the processor can); by default what is in force, most often "auto".
             given: what the method needs besides data: model, reference, purpose, env.
 
         Raises:
             TelosError: wrong data, options or devices; HealthError: numbers that cannot be learning.
         """
-        from telos.core.fit import Run
+        from telos.core.fit import Run, fit_seeds
 
         if steps is None and self.trains:
             raise TelosError("'steps' is missing", expected="the number of optimisation steps", fix="pass steps=1000")
-        return Run(
+        run = Run(
             method=self,
             data=source,
             given=given,
@@ -250,7 +293,9 @@ class Method(abc.ABC):
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,
             micro=micro,
-        ).go(resume=resume)
+            numerics=numerics,
+        )
+        return run.go(resume=resume) if seeds is None else fit_seeds(run, seeds, resume)
 
     @final
     def options(self) -> dict[str, Any]:
@@ -280,6 +325,11 @@ class Method(abc.ABC):
                 value = method_class(inner.pop("use")).from_options(inner)
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
+
+
+def summed(losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """For `Learner.descend`: all losses are minimised together, and each is reported."""
+    return sum(losses.values(), torch.zeros(())), losses
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from telos.core.errors import TelosError
+from telos.core.numerics import PLAIN, using
 from telos.core.registry import PACKAGE, class_slug, entry
 from telos.judge.verdict import Better, Holds, Part, Threshold, Within
 
@@ -256,7 +257,8 @@ def run_arm(slug: str, scale: str, arm_name: str, seed: int, budget: Budget) -> 
     claim = load_claim(slug, scale)
     arm = claim.arms[arm_name]
     trial = Trial(seed, budget)
-    measures = dict(arm.run(trial, **arm.options))
+    with using(PLAIN):  # what is recorded holds on every machine
+        measures = dict(arm.run(trial, **arm.options))
     points = [_numbers(point) for point in measures.pop("points", [])]
     numbers = _numbers(measures)
     judged = {part_metric(part) for part in claim.parts if arm_name in part_arms(part)}

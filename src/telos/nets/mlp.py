@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from telos.ops.linear import ensemble_linear, linear
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -39,8 +41,8 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         *hidden, last = self.layers
         for layer in hidden:
-            x = torch.relu_(layer(x))
-        return last(x)
+            x = linear(x, layer.weight, layer.bias, relu=True)  # type: ignore[arg-type]
+        return linear(x, last.weight, last.bias)  # type: ignore[arg-type]
 
 
 class EnsembleMLP(nn.Module):
@@ -66,14 +68,12 @@ class EnsembleMLP(nn.Module):
         x = x.expand(self.members, *x.shape)
         last = len(self.weights) - 1
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias, x, weight)
-            x = x if depth == last else torch.relu_(x)
+            x = ensemble_linear(x, weight, bias, relu=depth < last)
         return x
 
     def one(self, member: int, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         """The member with that index alone, at its own cost."""
         last = len(self.weights) - 1
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.addmm(bias[member], x, weight[member])
-            x = x if depth == last else torch.relu_(x)
+            x = linear(x, weight[member].t(), bias[member, 0], relu=depth < last)
         return x

@@ -41,6 +41,13 @@ class TwinQ(nn.Module):
             return self.net(states, actions)
         return self.net(states).gather(-1, actions.expand(2, -1)[..., None]).squeeze(-1)
 
+    def several(self, states: Float[Tensor, "B O"], actions: Tensor) -> Float[Tensor, "2 B n"]:
+        """Of n actions (B, n) or (B, n, A) at each state; equal actions have equal values, to the last bit."""
+        if self.discrete:
+            return self.net(states).gather(-1, actions.expand(2, -1, -1))
+        count = actions.shape[1]
+        return self.net(states.repeat_interleave(count, 0), actions.flatten(0, 1)).unflatten(1, (-1, count))
+
     def expected(
         self, policy: GaussianPolicy | CategoricalPolicy, states: Float[Tensor, "B O"], noise: Float[Tensor, "B A"]
     ) -> Float[Tensor, "2 B"]:

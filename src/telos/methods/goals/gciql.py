@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from telos.core.errors import TelosError
-from telos.core.method import Learner, Method, Metrics, Spec, split
+from telos.core.method import Learner, Method, Metrics, Spec, split, summed
 from telos.core.products import Product
 from telos.core.rng import Rng
 from telos.core.sources import Beside, Both, UniformGoals
@@ -179,16 +179,10 @@ class GCIQLLearner(Learner):
         self.optimiser = torch.optim.Adam(parameters, method.learning_rate, fused=True)
 
     def update(self, batch: Both, rng: Rng, micro: int = 1) -> Metrics:
-        metrics: Metrics = {}
         # (4) divides by the size of values over the whole batch, so that its parts agree.
         size = self.value_size(batch) if self.method.extraction == "ddpg_bc" else torch.ones(())
-        self.optimiser.zero_grad()
-        for part in split(batch, micro):
-            losses = self.losses(part, size)
-            (sum(losses.values(), torch.zeros(())) / len(batch)).backward()
-            for name, loss in losses.items():
-                metrics[name] = loss.detach() / len(batch) + metrics.get(name, 0.0)
-        self.optimiser.step()
+        parts = [(part, size) for part in split(batch, micro)]
+        metrics = self.descend(self.optimiser, lambda part, size: summed(self.losses(part, size)), parts, len(batch))
         polyak_(self.target_critic, self.critic, self.method.tau)
         return metrics
 

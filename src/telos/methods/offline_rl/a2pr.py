@@ -320,7 +320,7 @@ class A2PRLearner(Learner):
         noise = normal("noise", batch.actions.shape[1]).tensor_split(len(parts))
         codes = normal("codes", self.vae.latent).tensor_split(len(parts))
         metrics = self.improve_critic_and_value(parts, noise, len(batch))
-        metrics |= self.improve_vae(parts, codes, len(batch))
+        metrics |= self.descend(self.vae_optimiser, self.reconstruction_loss, list(zip(parts, codes)), len(batch))
         self.updates += 1
         if self.updates % self.method.policy_every == 0:
             proposals = normal("proposals", self.vae.latent).tensor_split(len(parts))
@@ -331,24 +331,26 @@ class A2PRLearner(Learner):
 
     def improve_critic_and_value(self, parts: list[Transitions], noises: Sequence[Tensor], rows: int) -> Metrics:
         """One step on (1), then one on (2) with the critics that it gave."""
-        critic_loss, value_loss = 0.0, 0.0
         smoothed = [self.next_actions(part, noise) for part, noise in zip(parts, noises)]
         targets = [self.targets(self.target_critic, part, nexts) for part, nexts in zip(parts, smoothed)]
-        self.critic_optimiser.zero_grad()
-        for part, target in zip(parts, targets):
-            values = self.critic(self.policy.normaliser(part.observations), part.actions)
-            total, _ = ensemble_mse(values, target)
-            (total / rows).backward()
-            critic_loss = critic_loss + total.detach() / rows
-        self.critic_optimiser.step()
-        self.value_optimiser.zero_grad()
-        for part, nexts, target in zip(parts, smoothed, targets):
-            values = self.value(self.policy.normaliser(part.observations)).squeeze(-1)
-            total = (values - torch.minimum(target, self.targets(self.critic, part, nexts))).square().sum()
-            (total / rows).backward()
-            value_loss = value_loss + total.detach() / rows
-        self.value_optimiser.step()
-        return {"critic_loss": critic_loss, "value_loss": value_loss}
+        each = list(zip(parts, smoothed, targets))
+        metrics = self.descend(self.critic_optimiser, self.critic_loss, each, rows)
+        return metrics | self.descend(self.value_optimiser, self.value_loss, each, rows)
+
+    def critic_loss(
+        self, part: Transitions, nexts: Float[Tensor, "B A"], target: Float[Tensor, " B"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(1) summed over rows and critics."""
+        total, _ = ensemble_mse(self.critic(self.policy.normaliser(part.observations), part.actions), target)
+        return total, {"critic_loss": total}
+
+    def value_loss(
+        self, part: Transitions, nexts: Float[Tensor, "B A"], target: Float[Tensor, " B"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(2) summed over rows."""
+        values = self.value(self.policy.normaliser(part.observations)).squeeze(-1)
+        total = (values - torch.minimum(target, self.targets(self.critic, part, nexts))).square().sum()
+        return total, {"value_loss": total}
 
     @torch.no_grad()
     def next_actions(self, part: Transitions, noise: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
@@ -364,20 +366,13 @@ class A2PRLearner(Learner):
         values = critic(self.policy.normaliser(part.next_observations), next_actions).amin(0)
         return td_target(m.reward_scale * part.rewards + m.reward_shift, part.terminated, values, m.discount)
 
-    def improve_vae(self, parts: list[Transitions], codes: Sequence[Tensor], rows: int) -> Metrics:
-        """One step on (3)."""
-        metrics: Metrics = {}
-        self.vae_optimiser.zero_grad()
-        for part, noise in zip(parts, codes):
-            states = self.policy.normaliser(part.observations)
-            weights = self.vae_weights(states, part.actions)
-            reconstructed, mean, log_std = self.vae(states, part.actions, noise)
-            error, kl, _ = vae_loss(reconstructed, part.actions, mean, log_std, weights, self.unit)
-            ((error + kl) / rows).backward()
-            for name, value in {"vae_error": error, "vae_kl": kl}.items():
-                metrics[name] = value.detach() / rows + metrics.get(name, 0.0)
-        self.vae_optimiser.step()
-        return metrics
+    def reconstruction_loss(self, part: Transitions, noise: Float[Tensor, "B Z"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(3) summed over rows."""
+        states = self.policy.normaliser(part.observations)
+        weights = self.vae_weights(states, part.actions)
+        reconstructed, mean, log_std = self.vae(states, part.actions, noise)
+        error, kl, _ = vae_loss(reconstructed, part.actions, mean, log_std, weights, self.unit)
+        return error + kl, {"vae_error": error, "vae_kl": kl}
 
     @torch.no_grad()
     def vae_weights(self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
@@ -397,21 +392,20 @@ class A2PRLearner(Learner):
         if len(parts) > 1:
             with torch.no_grad():
                 mean_abs_q = torch.stack([self.act(part)[0].abs().sum() for part in parts]).sum() / rows
-        metrics: Metrics = {}
-        self.policy_optimiser.zero_grad()
-        trained = list(self.policy.parameters())
-        for part, noise in zip(parts, noises):
-            q, states, actions = self.act(part)
-            magnitude = q.detach().abs().mean() if mean_abs_q is None else mean_abs_q
-            targets, weights, proposed = self.imitated(states, actions, part.actions, noise)
-            loss, penalty, _ = actor_loss(q, actions, targets, weights, self.method.alpha / magnitude, self.unit)
-            (loss / rows).backward(inputs=trained)
-            sums = {"actor_loss": loss, "penalty": penalty, "q": q.sum(), "proposed": proposed.float().sum(),
-                    "imitating": (weights > 0).float().sum()}  # fmt: skip
-            for name, value in sums.items():
-                metrics[name] = value.detach() / rows + metrics.get(name, 0.0)
-        self.policy_optimiser.step()
-        return metrics
+        each = [(part, noise, mean_abs_q) for part, noise in zip(parts, noises)]
+        return self.descend(self.policy_optimiser, self.policy_loss, each, rows, list(self.policy.parameters()))
+
+    def policy_loss(
+        self, part: Transitions, noise: Float[Tensor, "B Z"], mean_abs_q: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(4) summed over rows; without `mean_abs_q` that of this part."""
+        q, states, actions = self.act(part)
+        magnitude = q.detach().abs().mean() if mean_abs_q is None else mean_abs_q
+        targets, weights, proposed = self.imitated(states, actions, part.actions, noise)
+        loss, penalty, _ = actor_loss(q, actions, targets, weights, self.method.alpha / magnitude, self.unit)
+        sums = {"actor_loss": loss, "penalty": penalty, "q": q.sum(), "proposed": proposed.float().sum(),
+                "imitating": (weights > 0).float().sum()}  # fmt: skip
+        return loss, sums
 
     def imitated(
         self,

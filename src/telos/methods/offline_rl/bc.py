@@ -101,19 +101,17 @@ class BCLearner(Learner):
         self.optimiser = torch.optim.Adam(self.policy.parameters(), method.learning_rate, fused=True)
 
     def update(self, batch: Transitions, rng: Rng, micro: int = 1) -> Metrics:
-        loss = 0.0
-        self.optimiser.zero_grad()
-        for part in split(batch, micro):
-            states = self.policy.normaliser(part.observations)
-            if isinstance(self.policy, DeterministicPolicy):
-                total, _ = squared_error(self.policy, states, part.actions)
-            else:
-                total, _ = negative_log_likelihood(self.policy, states, part.actions)
-            (total / len(batch)).backward()
-            loss = loss + total.detach() / len(batch)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
-        self.optimiser.step()
-        return {"loss": loss, "grad_norm": grad_norm}
+        parts = [(part,) for part in split(batch, micro)]
+        return self.descend(self.optimiser, self.loss, parts, len(batch), grad_norm=True)
+
+    def loss(self, part: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed over rows."""
+        states = self.policy.normaliser(part.observations)
+        if isinstance(self.policy, DeterministicPolicy):
+            total, _ = squared_error(self.policy, states, part.actions)
+        else:
+            total, _ = negative_log_likelihood(self.policy, states, part.actions)
+        return total, {"loss": total}
 
     def product(self) -> Product:
         return self.policy

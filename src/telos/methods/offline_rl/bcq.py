@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from telos.core.errors import TelosError
-from telos.core.method import Learner, Method, Metrics, Spec, split
+from telos.core.method import Learner, Method, Metrics, Spec, split, summed
 from telos.core.products import Product
 from telos.core.rng import Rng
 from telos.core.sources import Uniform
@@ -149,14 +149,8 @@ class DiscreteBCQLearner(Learner):
         self.optimiser = torch.optim.Adam(self.policy.parameters(), method.learning_rate, fused=True)
 
     def update(self, batch: Transitions, rng: Rng, micro: int = 1) -> Metrics:
-        metrics: Metrics = {}
-        self.optimiser.zero_grad()
-        for part in split(batch, micro):
-            losses = self.losses(part)
-            (sum(losses.values(), torch.zeros(())) / len(batch)).backward()
-            for name, loss in losses.items():
-                metrics[name] = loss.detach() / len(batch) + metrics.get(name, 0.0)
-        self.optimiser.step()
+        parts = [(part,) for part in split(batch, micro)]
+        metrics = self.descend(self.optimiser, lambda part: summed(self.losses(part)), parts, len(batch))
         self.updates += 1
         if self.updates % self.method.target_every == 0:
             self.target.load_state_dict(self.policy.net.state_dict())

@@ -144,18 +144,17 @@ class DiscreteCQLLearner(Learner):
         self.optimiser = torch.optim.Adam(self.policy.parameters(), method.learning_rate, fused=True)
 
     def update(self, batch: Transitions, rng: Rng, micro: int = 1) -> Metrics:
-        metrics: Metrics = {}
-        self.optimiser.zero_grad()
-        for part in split(batch, micro):
-            losses = self.losses(part)
-            ((losses["critic_loss"] + self.alpha * losses["gap"]) / len(batch)).backward()
-            for name, loss in losses.items():
-                metrics[name] = loss.detach() / len(batch) + metrics.get(name, 0.0)
-        self.optimiser.step()
+        parts = [(part,) for part in split(batch, micro)]
+        metrics = self.descend(self.optimiser, self.loss, parts, len(batch))
         self.updates += 1
         if self.updates % self.method.target_every == 0:
             self.target.load_state_dict(self.policy.net.state_dict())
         return metrics
+
+    def loss(self, part: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """(2) and (1) together."""
+        losses = self.losses(part)
+        return losses["critic_loss"] + self.alpha * losses["gap"], losses
 
     def losses(self, part: Transitions) -> dict[str, Float[Tensor, ""]]:
         """(2), and (1) without alpha, each summed over rows."""

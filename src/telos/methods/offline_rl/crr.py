@@ -146,19 +146,18 @@ class CRRLearner(Learner):
     def update(self, batch: Transitions, rng: Rng, micro: int = 1) -> Metrics:
         noise = self.noise(len(batch), rng.at("actions").torch(batch.rewards.device))
         parts = split(batch, micro)
-        metrics: Metrics = {}
-        self.optimiser.zero_grad()
-        for part, drawn in zip(parts, noise.tensor_split(len(parts))):
-            losses = self.losses(part, drawn)
-            ((losses["critic_loss"] + losses["policy_loss"]) / len(batch)).backward()
-            for name, loss in losses.items():
-                metrics[name] = loss.detach() / len(batch) + metrics.get(name, 0.0)
-        self.optimiser.step()
+        drawn = list(zip(parts, noise.tensor_split(len(parts))))
+        metrics = self.descend(self.optimiser, self.loss, drawn, len(batch))
         self.updates += 1
         if self.updates % self.method.target_every == 0:
             self.target_policy.load_state_dict(self.policy.state_dict())
             self.target_critic.load_state_dict(self.critic.state_dict())
         return metrics
+
+    def loss(self, part: Transitions, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(1) and (2) together."""
+        losses = self.losses(part, noise)
+        return losses["critic_loss"] + losses["policy_loss"], losses
 
     def losses(self, part: Transitions, noise: Tensor) -> dict[str, Float[Tensor, ""]]:
         """(1) and (2), each summed over rows, and the weights' sum."""
@@ -184,11 +183,11 @@ class CRRLearner(Learner):
     def advantages(self, part: Transitions, noise: Tensor) -> Float[Tensor, " B"]:
         """A of (2) for each row."""
         states = self.policy.normaliser(part.observations)
-        actions = self.draw(self.policy, states, noise)
-        rows, samples = actions.shape[:2]
-        sampled = self.critic(states.repeat_interleave(samples, 0), actions.flatten(0, 1)).amin(0).view(rows, samples)
+        actions = torch.cat([part.actions[:, None], self.draw(self.policy, states, noise)], 1)
+        values = self.critic.several(states, actions).amin(0)
+        sampled = values[:, 1:]
         baseline = sampled.mean(-1) if self.method.baseline == "mean" else sampled.amax(-1)
-        return self.critic(states, part.actions).amin(0) - baseline
+        return values[:, 0] - baseline
 
     def product(self) -> Product:
         return self.policy

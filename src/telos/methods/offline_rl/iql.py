@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from telos.core.errors import TelosError
-from telos.core.method import Learner, Method, Metrics, Spec, split
+from telos.core.method import Learner, Method, Metrics, Spec, split, summed
 from telos.core.products import Product
 from telos.core.rng import Rng
 from telos.core.sources import Uniform
@@ -134,17 +134,11 @@ class IQLLearner(Learner):
         )
 
     def update(self, batch: Transitions, rng: Rng, micro: int = 1) -> Metrics:
-        metrics: Metrics = {}
-        self.optimiser.zero_grad()
-        for part in split(batch, micro):
-            losses = self.losses(part)
-            (sum(losses.values(), torch.zeros(())) / len(batch)).backward()
-            for name, loss in losses.items():
-                metrics[name] = loss.detach() / len(batch) + metrics.get(name, 0.0)
         if self.method.schedule == "cosine":
             rate = 0.5 * self.method.learning_rate * (1 + math.cos(math.pi * self.updates / max(1, self.steps)))
             self.optimiser.param_groups[1]["lr"] = rate
-        self.optimiser.step()
+        parts = [(part,) for part in split(batch, micro)]
+        metrics = self.descend(self.optimiser, lambda part: summed(self.losses(part)), parts, len(batch))
         polyak_(self.target_critic, self.critic, self.method.tau)
         self.updates += 1
         return metrics

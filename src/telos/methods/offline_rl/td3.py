@@ -17,7 +17,6 @@ compared with; nothing keeps the policy near the data. Observations are normalis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,26 +124,21 @@ class TD3Learner(Learner):
             batch.actions.shape, generator=rng.at("noise").torch(batch.actions.device), device=batch.actions.device
         )
         parts = split(batch, micro)
-        metrics = self.improve_critic(parts, noise.tensor_split(len(parts)), len(batch))
+        drawn = list(zip(parts, noise.tensor_split(len(parts))))
+        metrics = self.descend(self.critic_optimiser, self.critic_loss, drawn, len(batch))
         self.updates += 1
         if self.updates % self.method.policy_every == 0:
-            metrics |= self.improve_policy(parts, len(batch))
+            each, trained = [(part,) for part in parts], list(self.policy.parameters())
+            metrics |= self.descend(self.policy_optimiser, self.policy_loss, each, len(batch), trained)
             polyak_(self.target_critic, self.critic, self.method.tau)
             polyak_(self.target_policy, self.policy, self.method.tau)
         return metrics
 
-    def improve_critic(self, parts: list[Transitions], noises: Sequence[Tensor], rows: int) -> Metrics:
-        """One step on (2)."""
-        loss = 0.0
-        self.critic_optimiser.zero_grad()
-        for part, noise in zip(parts, noises):
-            targets = self.targets(part, noise)
-            values = self.critic(self.policy.normaliser(part.observations), part.actions)
-            total, _ = ensemble_mse(values, targets)
-            (total / rows).backward()
-            loss = loss + total.detach() / rows
-        self.critic_optimiser.step()
-        return {"critic_loss": loss}
+    def critic_loss(self, part: Transitions, noise: Float[Tensor, "B A"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(2) summed over rows and critics."""
+        targets = self.targets(part, noise)
+        total, _ = ensemble_mse(self.critic(self.policy.normaliser(part.observations), part.actions), targets)
+        return total, {"critic_loss": total}
 
     @torch.no_grad()
     def targets(self, part: Transitions, noise: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
@@ -157,18 +151,11 @@ class TD3Learner(Learner):
         rewards = m.reward_scale * part.rewards + m.reward_shift
         return td_target(rewards, part.terminated, self.target_critic(states, actions).amin(0), m.discount)
 
-    def improve_policy(self, parts: list[Transitions], rows: int) -> Metrics:
-        """One step on (1)."""
-        loss = 0.0
-        self.policy_optimiser.zero_grad()
-        trained = list(self.policy.parameters())
-        for part in parts:
-            states = self.policy.normaliser(part.observations)
-            total = -self.critic.first(states, self.policy(states)).sum()
-            (total / rows).backward(inputs=trained)
-            loss = loss + total.detach() / rows
-        self.policy_optimiser.step()
-        return {"actor_loss": loss}
+    def policy_loss(self, part: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """(1) summed over rows."""
+        states = self.policy.normaliser(part.observations)
+        total = -self.critic.first(states, self.policy(states)).sum()
+        return total, {"actor_loss": total}
 
     def product(self) -> Product:
         return self.policy

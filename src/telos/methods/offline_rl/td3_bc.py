@@ -13,7 +13,6 @@ with a the action recorded at s. Critics: TD3's, every update,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -141,7 +140,8 @@ class TD3BCLearner(Learner):
             batch.actions.shape, generator=rng.at("noise").torch(batch.actions.device), device=batch.actions.device
         )
         parts = split(batch, micro)
-        metrics = self.improve_critic(parts, noise.tensor_split(len(parts)), len(batch))
+        drawn = list(zip(parts, noise.tensor_split(len(parts))))
+        metrics = self.descend(self.critic_optimiser, self.critic_loss, drawn, len(batch))
         self.updates += 1
         if self.updates % self.method.policy_every == 0:
             metrics |= self.improve_policy(parts, len(batch))
@@ -149,18 +149,11 @@ class TD3BCLearner(Learner):
             polyak_(self.target_policy, self.policy, self.method.tau)
         return metrics
 
-    def improve_critic(self, parts: list[Transitions], noises: Sequence[Tensor], rows: int) -> Metrics:
-        """One step on (2)."""
-        loss = 0.0
-        self.critic_optimiser.zero_grad()
-        for part, noise in zip(parts, noises):
-            targets = self.targets(part, noise)
-            values = self.critic(self.policy.normaliser(part.observations), part.actions)
-            total, _ = ensemble_mse(values, targets)
-            (total / rows).backward()
-            loss = loss + total.detach() / rows
-        self.critic_optimiser.step()
-        return {"critic_loss": loss}
+    def critic_loss(self, part: Transitions, noise: Float[Tensor, "B A"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(2) summed over rows and critics."""
+        targets = self.targets(part, noise)
+        total, _ = ensemble_mse(self.critic(self.policy.normaliser(part.observations), part.actions), targets)
+        return total, {"critic_loss": total}
 
     @torch.no_grad()
     def targets(self, part: Transitions, noise: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
@@ -179,18 +172,16 @@ class TD3BCLearner(Learner):
         if len(parts) > 1:
             with torch.no_grad():
                 mean_abs_q = torch.stack([self.value(part)[0].abs().sum() for part in parts]).sum() / rows
-        metrics: Metrics = {}
-        self.policy_optimiser.zero_grad()
         trained = list(self.policy.parameters())
-        for part in parts:
-            q, actions = self.value(part)
-            magnitude = q.detach().abs().mean() if mean_abs_q is None else mean_abs_q
-            loss, penalty, _ = actor_loss(q, actions, part.actions, self.method.alpha / magnitude, self.unit)
-            (loss / rows).backward(inputs=trained)
-            for name, value in {"actor_loss": loss, "penalty": penalty, "q": q.sum()}.items():
-                metrics[name] = value.detach() / rows + metrics.get(name, 0.0)
-        self.policy_optimiser.step()
-        return metrics
+        each = [(part, mean_abs_q) for part in parts]
+        return self.descend(self.policy_optimiser, self.policy_loss, each, rows, trained)
+
+    def policy_loss(self, part: Transitions, mean_abs_q: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(1) summed over rows; without `mean_abs_q` that of this part."""
+        q, actions = self.value(part)
+        magnitude = q.detach().abs().mean() if mean_abs_q is None else mean_abs_q
+        loss, penalty, _ = actor_loss(q, actions, part.actions, self.method.alpha / magnitude, self.unit)
+        return loss, {"actor_loss": loss, "penalty": penalty, "q": q.sum()}
 
     def value(self, part: Transitions) -> tuple[Tensor, Tensor]:
         """Q_1(s, pi(s)) and pi(s)."""

@@ -18,7 +18,6 @@ is part of an online run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -146,22 +145,16 @@ class SACLearner(Learner):
         noise = torch.randn((2, *batch.actions.shape), generator=rng.at("actions").torch(device), device=device)
         parts = split(batch, micro)
         following, own = (drawn.tensor_split(len(parts)) for drawn in noise)
-        metrics = self.improve_critic(parts, following, len(batch))
-        metrics |= self.improve_policy(parts, own, len(batch))
+        metrics = self.descend(self.critic_optimiser, self.critic_loss, list(zip(parts, following)), len(batch))
+        trained = [*self.policy.parameters(), self.log_temperature]
+        metrics |= self.descend(self.policy_optimiser, self.policy_loss, list(zip(parts, own)), len(batch), trained)
         polyak_(self.target_critic, self.critic, self.method.tau)
         return metrics
 
-    def improve_critic(self, parts: list[Transitions], noises: Sequence[Tensor], rows: int) -> Metrics:
-        """One step on (1)."""
-        loss = 0.0
-        self.critic_optimiser.zero_grad()
-        for part, noise in zip(parts, noises):
-            values = self.critic(part.observations, part.actions)
-            total, _ = ensemble_mse(values, self.targets(part, noise))
-            (total / rows).backward()
-            loss = loss + total.detach() / rows
-        self.critic_optimiser.step()
-        return {"critic_loss": loss}
+    def critic_loss(self, part: Transitions, noise: Float[Tensor, "B A"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(1) summed over rows and critics."""
+        total, _ = ensemble_mse(self.critic(part.observations, part.actions), self.targets(part, noise))
+        return total, {"critic_loss": total}
 
     @torch.no_grad()
     def targets(self, part: Transitions, noise: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
@@ -171,23 +164,15 @@ class SACLearner(Learner):
         soft_values = self.target_critic(states, actions[0]).amin(0) - self.log_temperature.exp() * log_probs[0]
         return td_target(m.reward_scale * part.rewards + m.reward_shift, part.terminated, soft_values, m.discount)
 
-    def improve_policy(self, parts: list[Transitions], noises: Sequence[Tensor], rows: int) -> Metrics:
-        """One step on (2) and (3)."""
-        metrics: Metrics = {}
-        self.policy_optimiser.zero_grad()
-        trained = [*self.policy.parameters(), self.log_temperature]
-        for part, noise in zip(parts, noises):
-            states = part.observations
-            actions, log_probs = self.policy.draw(states, noise[None])
-            values = self.critic(states, actions[0]).amin(0)
-            loss = (self.log_temperature.detach().exp() * log_probs[0] - values).sum()
-            temperature_loss = -(self.log_temperature * (log_probs[0].detach() + self.target_entropy)).sum()
-            ((loss + temperature_loss) / rows).backward(inputs=trained)
-            sums = {"policy_loss": loss, "temperature_loss": temperature_loss, "entropy": -log_probs.sum()}
-            for name, value in sums.items():
-                metrics[name] = value.detach() / rows + metrics.get(name, 0.0)
-        self.policy_optimiser.step()
-        return metrics
+    def policy_loss(self, part: Transitions, noise: Float[Tensor, "B A"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(2) and (3) summed over rows."""
+        states = part.observations
+        actions, log_probs = self.policy.draw(states, noise[None])
+        values = self.critic(states, actions[0]).amin(0)
+        loss = (self.log_temperature.detach().exp() * log_probs[0] - values).sum()
+        temperature_loss = -(self.log_temperature * (log_probs[0].detach() + self.target_entropy)).sum()
+        sums = {"policy_loss": loss, "temperature_loss": temperature_loss, "entropy": -log_probs.sum()}
+        return loss + temperature_loss, sums
 
     def product(self) -> Product:
         return self.policy

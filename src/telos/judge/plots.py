@@ -77,11 +77,9 @@ def colours(result: Mapping[str, Any]) -> dict[str, str]:
 
 def heading(drawn: Any, result: Mapping[str, Any], width: float = 7.0) -> None:
     """The claim and its verdict above a figure of `width` inches."""
-    statement = textwrap.fill(result["claim"]["statement"], int(13 * width))
-    seeds = f"{len(result['seeds'])} seeds"
-    drawn.suptitle(
-        f"{statement}\n{result['verdict']} · {seeds} · {result['claim']['world']}", x=0.01, ha="left", fontsize=9
-    )
+    below = f"{result['verdict']} · {len(result['seeds'])} seeds · {result['claim']['world']}"
+    lines = [textwrap.fill(text, int(13 * width)) for text in (result["claim"]["statement"], below)]
+    drawn.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9)
 
 
 def dots(result: dict[str, Any], path: Path) -> None:

@@ -21,7 +21,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e ".[lm,adapters,rl,mujoco,robots,purposes,plots,site,test]"
+	$(PIP) -e ".[lm,adapters,rl,mujoco,robots,mazes,purposes,plots,site,test]"
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.test

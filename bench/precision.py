@@ -2,8 +2,8 @@
 
     python bench/precision.py [--steps 2000] [--seeds 5]
 
-On HalfCheetah-v5 with this library's own records (telos.worlds.half_cheetah): the return of ten episodes after training,
-and the time of training. Seeds are trained together. Writes a section of RESULTS.md and a row of results.json.
+On HalfCheetah-v5 with our own records (telos.worlds.half_cheetah): the return of ten episodes after training, and the
+time of training. Seeds are trained together. Writes a section of RESULTS.md and a row of results.json.
 """
 
 from __future__ import annotations

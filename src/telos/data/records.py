@@ -17,6 +17,7 @@ from torch import Tensor
 
 from telos.core.errors import TelosError
 
+HASHED_ROWS = 1 << 16
 Message = dict[str, Any]
 Text = str | list[Message]
 """A plain text, or a conversation as a list of {"role", "content"} messages."""
@@ -53,9 +54,10 @@ class Record:
             if isinstance(column, Record):
                 digest.update(column.fingerprint().encode())
             else:
-                # A copy, since torch leaves odd strides (0 for a dimension of 1) as they are even in `contiguous`.
-                flat = column.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
-                digest.update(flat.view(torch.uint8).numpy())
+                for rows in column.detach().split(HASHED_ROWS):  # a mapped file may be larger than memory
+                    # A copy, since torch leaves odd strides (0 for a dimension of 1) as they are even in `contiguous`.
+                    flat = rows.cpu().flatten().clone(memory_format=torch.contiguous_format)
+                    digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()
 
 

@@ -76,6 +76,17 @@ def test_metrics_are_each_run_s_own(tmp_path: Path):
             assert own[name] == pytest.approx(alone[name], rel=1e-4)
 
 
+def test_the_precision_holds_until_all_have_ended():
+    seen: list[str] = []
+
+    def evaluate(step: int, product: Any) -> dict[str, float]:
+        seen.append(torch.get_float32_matmul_precision())
+        return {}
+
+    telos.BC(**SMALL).fit(data(), steps=3, seeds=3, numerics="medium", evaluate=evaluate, evaluate_every=1)
+    assert seen == ["medium"] * 9 and torch.get_float32_matmul_precision() == "highest"
+
+
 class Killed(BaseException):
     """As a kill: no library handles it."""
 

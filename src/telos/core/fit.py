@@ -401,7 +401,14 @@ def fit_seeds(run: Run, seeds: int, resume: bool) -> list[Any]:
         replace(run, data=data, seed=seed, out=None if run.out is None else run.out / f"seed-{seed}")
         for seed in range(run.seed, run.seed + seeds)
     ]
-    return together.run_together([partial(one.go, resume=resume and one.begun()) for one in runs])
+    return go_together(runs, [resume and one.begun() for one in runs])
+
+
+def go_together(runs: list[Run], resume: list[bool]) -> list[Any]:
+    """The products of runs that differ by their seeds alone."""
+    # torch's precision is the process's, so it is set around all of them.
+    with using(runs[0]._numerics(resume[0])):
+        return together.run_together([partial(run.go, resume=again) for run, again in zip(runs, resume, strict=True)])
 
 
 def seed_folders(out: Path) -> list[Path]:
@@ -449,7 +456,7 @@ def resume(
                 f"{out}: the folders seed-* are not runs of one method with the same options",
                 fix="resume each of them by itself",
             )
-        return together.run_together([partial(run.go, resume=True) for run in runs])
+        return go_together(runs, [True] * len(runs))
     return resumed(out, purpose, evaluate, evaluate_every).go(resume=True)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from telos.judge.advise import advise as advise
     from telos.judge.compare import compare as compare
     from telos.judge.evaluate import evaluate as evaluate
+    from telos.judge.study import study as study
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _HOMES = {
     "evaluate": "telos.judge.evaluate",
     "advise": "telos.judge.advise",
     "compare": "telos.judge.compare",
+    "study": "telos.judge.study",
     "measure": "telos.data.measures",
     "use": "telos.core.registry",
     "TelosError": "telos.core.errors",

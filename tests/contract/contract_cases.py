@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
 
 from telos.core.errors import TelosError
 from telos.core.fit import named
@@ -36,6 +37,7 @@ SMALL: dict[str, Any] = {
     "candidates": 12,
     "chain": 5,
     "critic_hidden": (16, 16),
+    "environments": 2,
     "heads": 2,
     "hidden": (16, 16),
     "layers": 2,
@@ -49,6 +51,7 @@ SMALL: dict[str, Any] = {
     "prompts_per_batch": 5,
     "rounds": 2,
     "samples_per_prompt": 2,
+    "steps_per_update": 5,
     "template": "<spare{score}> {prompt}",
     "vae_hidden": (16, 16),
     "warmup": 12,
@@ -143,14 +146,25 @@ WORLDS: dict[type | None, list[World]] = {
     Prompts: [World("prompts", lambda: Prompts(prompts()), {**MODEL, "purpose": count_good})],
     None: [
         World("given", lambda: None, {**MODEL, "purpose": count_good}),
-        World("environment", lambda: None, {"env": "TelosContract/Pendulum-v0"}),
+        World("environment", lambda: None, {"env": "TelosContract/Pendulum-v0"}, True),
+        World("moves", lambda: None, {"env": "TelosContract/CartPole-v0"}, True),
     ],
 }
 
+
+class Responding(gymnasium.Wrapper):
+    """Tells two further responses to each step."""
+
+    def step(self, action):
+        *made, info = self.env.step(action)
+        return *made, {**info, "like": float(made[0][0]), "share": 0.5}
+
+
 # Episodes of two steps, so that copies wait for each other before a checkpoint.
-gymnasium.register(
-    "TelosContract/Pendulum-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=2
-)
+for name, world in (("Pendulum", PendulumEnv), ("CartPole", CartPoleEnv)):
+    gymnasium.register(
+        f"TelosContract/{name}-v0", lambda world=world, **options: Responding(world(**options)), max_episode_steps=2
+    )
 
 GIVEN: dict[str, Mapping[str, Any]] = {"salsa": {"reference": "telos:tiny"}}
 """What single methods need besides their world's."""

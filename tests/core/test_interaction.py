@@ -86,6 +86,20 @@ def test_copies_are_stepped_together_and_old_steps_give_way():
     assert sorted(experience.experience().observations[:, 1].tolist()) == [0, 0, 0, 1, 2, 2, 2, 3, 3, 3]
 
 
+def test_batches_come_from_the_newest_steps_however_many_are_kept():
+    # The same steps are drawn from a memory that keeps nothing else and from one that keeps all.
+    short, long = source(capacity=8, newest=8, batch_size=8), source(capacity=100, newest=8, batch_size=8)
+    for step in range(20):
+        batches = [one.next(Still, Rng(0).at(step)) for one in (short, long)]
+        assert all(torch.equal(batches[0].columns()[name], batches[1].columns()[name]) for name in batches[0].columns())
+    newest = long.experience().observations[-8:]
+    assert len(long) == 26 and len(short) == 8
+    drawn = batches[1].observations
+    assert (drawn[:, None] == newest).all(-1).any(-1).all() and len(drawn.unique(dim=0)) > 2
+    with pytest.raises(TelosError, match="an option is out of range"):
+        source(newest=3)
+
+
 def test_copies_whose_episode_ends_wait_before_a_checkpoint_and_all_begin_anew():
     experience = source(length=[3, 5, 8], environments=3, warmup=3, capacity=400)
     assert experience.rests()  # nothing has begun
@@ -173,3 +187,35 @@ def test_a_time_limit_has_a_next_value_and_an_end_has_none(ends, value):
     states, actions = torch.zeros(5, 2), torch.linspace(-0.9, 0.9, 5)[:, None]
     found = learner.critic(states, actions)
     assert found.detach().mean().item() == pytest.approx(value, rel=0.1)
+
+
+class Rated(Counter):
+    """Also says in its info how far the episode is, and how the action was liked."""
+
+    def step(self, action):
+        *made, _ = super().step(action)
+        return *made, {"like": float(action[0] > 0), "far": self.step_ / 4}
+
+
+class Sure(Still):
+    """Half way up, which it calls a density of 2."""
+
+    def act(self, obs, *, goal=None, state=None, mask=None, rng=None, explore=False):
+        return Act(torch.full((len(obs), 1), 0.5), log_prob=torch.full((len(obs),), 2.0).log())
+
+
+def test_further_responses_and_log_probs_are_kept_beside_the_steps():
+    options = {"batch_size": 4, "capacity": 100, "warmup": 6, "environments": 2}
+    rated = Interaction(lambda: Rated(4), Rng(0), auxiliary=("far", "like"), log_probs=True, **options)
+    for step in range(4):
+        batch = rated.next(Sure, Rng(0).at(step))
+    kept = rated.experience()
+    assert kept.auxiliary_names == ("far", "like") and batch.auxiliary.shape == (4, 2)
+    assert torch.equal(kept.auxiliary[:, 0], kept.next_observations[:, 1] / 4)
+    assert torch.equal(kept.auxiliary[:, 1], (kept.actions[:, 0] > 0).float()) and 0 < kept.auxiliary[:6, 1].mean() < 1
+    assert torch.allclose(kept.log_probs[:6].exp(), torch.tensor(0.5))  # uniform on [-1, 1]
+    assert torch.allclose(kept.log_probs[6:].exp(), torch.tensor(2.0))
+    with pytest.raises(TelosError, match="'share' is missing"):
+        Interaction(lambda: Rated(4), Rng(0), auxiliary=("share",), **options).next(Sure, Rng(0))
+    with pytest.raises(TelosError, match="no log-probs"):
+        Interaction(lambda: Rated(4), Rng(0), log_probs=True, **options).next(Still, Rng(0))

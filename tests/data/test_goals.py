@@ -65,13 +65,19 @@ def test_shares_are_kept_and_wrong_ones_refused():
             goals.goal_rows(rows, goals.Episodes(LAST), wrong, draws)
 
 
+def swapped(rows: torch.Tensor, clusters: goals.Clusters, draws: torch.Tensor) -> torch.Tensor:
+    """Goals through another episode: a future of any state that shares a cluster with a future of the step."""
+    episodes = goals.Episodes(LAST)
+    return goals.future(goals.junctions(rows, episodes, clusters, draws[:2])[1], episodes, draws[2])
+
+
 def test_a_swapped_goal_goes_through_the_shared_cluster():
     # Row 3 (the end of episode one) and row 4 (in episode two) are the same place; all others are alone.
     label = torch.tensor([0, 1, 2, 3, 3, 4, 5])
     clusters = goals.Clusters.of(label)
     rows = torch.zeros(60000, dtype=torch.int64)
     draws = torch.rand((3, 60000), generator=Rng(2).torch())
-    found = torch.bincount(goals.swapped(rows, goals.Episodes(LAST), clusters, draws), minlength=7) / 60000
+    found = torch.bincount(swapped(rows, clusters, draws), minlength=7) / 60000
     # w is 0..3 with 1/4 each; from 3 the swap takes 3 or 4 with 1/2; from 4 the future is 4, 5, 6 with 1/3.
     assert torch.allclose(found[4:], torch.full((3,), 1 / 24), atol=0.005)
     # Within episode one: the future of 0..3, each with 1/4 but for 3, which has 1/8.
@@ -83,7 +89,7 @@ def test_without_shared_clusters_a_swap_stays_in_its_episode():
     clusters = goals.Clusters.of(torch.arange(7))
     draws = torch.rand((3, 5000), generator=Rng(3).torch())
     rows = torch.randint(7, (5000,), generator=Rng(4).torch())
-    found = goals.swapped(rows, goals.Episodes(LAST), clusters, draws)
+    found = swapped(rows, clusters, draws)
     assert ((found >= rows) & (found <= LAST[rows])).all()
 
 

@@ -16,7 +16,8 @@ from toys import TOY, write_toy
 
 from telos.core.errors import TelosError
 from telos.core.files import read_json
-from telos.judge.check import check, rejudge, stale, verify
+from telos.core.registry import use
+from telos.judge.check import check, completed, rejudge, stale, verify
 from telos.judge.claim import load_claim
 from telos.judge.results import changes, mark_stale, read_results
 
@@ -274,3 +275,16 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def test_an_option_that_a_method_gained_later_changes_no_arm_at_its_default():
+    salsa = {"use": "salsa", **use("salsa").options()}
+    held = next(name for name, value in salsa.items() if isinstance(value, dict) and "learning_rate" in value)
+    arm = {"method": {"use": "dqn", **use("dqn", hidden=(8,), double=False).options()}, "several": [salsa], "beta": 2}
+    recorded = json.loads(json.dumps(arm))
+    del recorded["method"]["epsilon"], recorded["several"][0][held]["learning_rate"]
+    assert recorded != arm and completed(recorded) == arm and completed(arm) == arm
+    # What was recorded stays, also where it is not the default of today; an option of old fits no arm.
+    assert completed({"method": {"use": "dqn", "double": False}})["method"]["double"] is False
+    old = {"method": {"use": "dqn", "gone": 1}}
+    assert completed(old) == old

@@ -1,6 +1,7 @@
 """Comparisons on the user's own data: who leads, what is said about trust, and what happens after a kill."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from telos.core.products import Policy
 from telos.core.rng import Rng
 from telos.data.formats import save_npz
 from telos.data.records import Demonstrations, Discrete, LoggedBandit, Preferences, Transitions
-from telos.judge.compare import CLONE, accuracy, calibration, compare, cut, ranking, row
+from telos.judge.compare import CLONE, accuracy, apart, calibration, compare, cut, names, ranking, row
 from telos.worlds import tiny_sent
 
 CELLS, LENGTH = 5, 12
@@ -134,6 +135,19 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path)
     assert not out.exists()
 
 
+def test_methods_that_learn_from_environments_learn_from_data_that_they_accept():
+    assert list(names(["dqn", "sac"], chain(5))) == ["dqn", "sac"]
+    with pytest.raises(TelosError, match=r"sac does not learn from Preferences(.|\n)*expected: Transitions"):
+        names(["sac"], Preferences(["a"] * 2, ["b"] * 2, ["c"] * 2))
+
+
+def test_only_what_differs_is_named():
+    assert apart({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}) == (
+        {"b": {"c": 2}, "e": None}, {"b": {"c": 4}, "e": 5},
+    )  # fmt: skip
+    assert apart("x", "y") == ("x", "y")
+
+
 def test_the_calibration_compares_the_clone_with_what_was_earned():
     def judged(scores):
         found = {(CLONE, seed): {"score": s, "seconds": 1.0, "warnings": []} for seed, s in enumerate(scores)}
@@ -229,3 +243,24 @@ def test_the_command_prints_the_table_and_goes_on(tmp_path, capsys):
 def test_texts_without_pairs_are_refused():
     with pytest.raises(TelosError, match="Demonstrations cannot be split"):
         compare(Demonstrations(["a"] * 4, ["b"] * 4), ["sft"], out="never", **OPTIONS)
+
+
+def test_goal_policies_are_judged_by_goals_that_stand_in_the_records(tmp_path):
+    # The chain, with a goal beside what is observed: every other episode its paying cell, else the first one.
+    plain = chain()
+    ends = (plain.terminated | plain.truncated).long()
+    there = ((ends.cumsum(0) - ends) % 2).bool()[:, None]
+    goals = torch.where(there, torch.eye(CELLS)[CELLS - 1], torch.eye(CELLS)[0])
+    data = replace(
+        plain, observations=torch.cat([plain.observations, goals], 1),
+        next_observations=torch.cat([plain.next_observations, goals], 1),
+    )  # fmt: skip
+    columns = {"observation_columns": tuple(range(CELLS)), "goal_columns": tuple(range(CELLS))}
+    method = telos.use("gc_td3", hidden=(32,), learning_rate=1e-2, discount=0.8, tau=0.1, batch_size=64, **columns)
+    where = ",".join(str(CELLS + cell) for cell in range(CELLS))
+    compared = compare(data, {"goals": method, "clone": bc()}, out=tmp_path / "c", goal=where, **OPTIONS)
+    (scores,) = (line.scores for line in compared.rows if line.name == "goals")
+    # Told the paying cell it goes there, 3 steps without pay; told the first cell it stays: half of 0.9^3.
+    assert scores == pytest.approx([0.9**3 / 2] * 2, abs=0.08)
+    with pytest.raises(TelosError, match="no such column"):
+        compare(data, {"goals": method}, out=tmp_path / "d", goal="99", **OPTIONS)

@@ -11,8 +11,9 @@ from telos.core.errors import TelosError
 from telos.core.products import Act, Policy
 from telos.core.rng import Rng
 from telos.data.records import Box, Discrete, LoggedBandit, Transitions
-from telos.judge.off_policy import first_rows, layout, off_policy
+from telos.judge.off_policy import first_rows, goal_in, layout, off_policy
 from telos.judge.reward_model import cross_fitted, solve
+from telos.nets.goal_policies import ReachingPolicy
 from telos.nets.policies import CategoricalPolicy, DeterministicPolicy, GaussianPolicy
 
 # A bandit of 4 contexts (one-hot) and 3 actions with noisy rewards.
@@ -423,3 +424,59 @@ def test_the_same_seed_gives_the_same_numbers():
     log = chain(50, 1020)
     one, two, other = (off_policy(Table(CHAIN_TARGET), log, seed=seed).to_json() for seed in (0, 0, 1))
     assert one == two != other
+
+
+def asking(n, seed):
+    """A log of n one-step decisions between two actions: the goal stands in the last column, and action 1 pays it."""
+    rng = Rng(seed).at("asking").numpy()
+    state, goal = rng.normal(size=n), rng.integers(2, size=n)
+    actions = (rng.random(n) < 0.3).astype(int)
+    return Transitions.validated(
+        observations=np.stack([state, goal], 1), actions=actions, rewards=np.where(actions == 1, goal, 0.2),
+        next_observations=np.zeros((n, 2)), terminated=np.ones(n, bool), truncated=np.zeros(n, bool),
+        log_probs=np.log(np.where(actions == 1, 0.3, 0.7)), action_space=Discrete(2),
+    )  # fmt: skip
+
+
+def test_a_policy_on_its_way_to_goals_is_judged_by_the_goals_of_the_records():
+    policy = ReachingPolicy(2, (0,), (1,), "categorical", 2, ())
+    with torch.no_grad():
+        layer = policy.actor.net.layers[-1]
+        layer.weight[:] = torch.tensor([[0.0, 0.0], [0.0, 2.0]])  # pi(1 | s, g) = sigmoid(2 g - 1)
+        layer.bias[:] = torch.tensor([0.0, -1.0])
+    yes = 1 / (1 + math.exp(-1))
+    value = (yes * 0.2 + yes + (1 - yes) * 0.2) / 2  # the goals 0 and 1, equally often
+    log = asking(4000, 1000)
+    report = off_policy(policy, log, goal=goal_in("1"))
+    for name in ("pdis", "snpdis", "fitted q"):
+        assert report.estimates[name].value == pytest.approx(value, abs=0.03), name
+    assert not report.warnings
+    # One goal for all: what is recorded for it is half of the records; the reward is that of each record's own goal.
+    for_one = off_policy(policy, log, goal=[1.0]).estimates["pdis"].value
+    assert for_one == pytest.approx(yes / 2 + (1 - yes) * 0.2, abs=0.03)
+    greedy = off_policy(policy, log, goal=goal_in("1"), greedy=True)
+    assert greedy.estimates["snpdis"].value == pytest.approx(0.6, abs=0.03)
+    for wrong, match in (("desired_goal", "columns"), ("1,", "columns"), ("7", "no such column")):
+        with pytest.raises(TelosError, match=match):
+            off_policy(policy, log, goal=goal_in(wrong))
+
+
+def test_continuous_actions_on_the_way_to_goals():
+    policy = ReachingPolicy(2, (0,), (1,), "gaussian", [[-1.0], [1.0]], ())
+    with torch.no_grad():
+        policy.actor.net.layers[-1].weight[:] = torch.tensor([[0.0, 1.0]])
+        policy.actor.log_std.fill_(-1.5)
+    draws = Rng(1001).torch()
+    goals = torch.rand(3000, generator=draws) - 0.5
+    actions = 2 * torch.rand(3000, 1, generator=draws) - 1
+    log = Transitions.validated(
+        observations=torch.stack([torch.zeros(3000), goals], 1), actions=actions,
+        rewards=-(actions[:, 0] - goals).square(), next_observations=torch.zeros(3000, 2),
+        terminated=torch.ones(3000), truncated=torch.zeros(3000), log_probs=torch.full((3000,), -math.log(2)),
+        action_space=Box((-1.0,), (1.0,)),
+    )  # fmt: skip
+    # The mean is tanh(g), so what is lost is the variance and the tanh's bend.
+    value = -(math.exp(-3) + float((torch.tanh(goals) - goals).square().mean()))
+    report = off_policy(policy, log, goal=goal_in("1"))
+    assert report.estimates["snpdis"].value == pytest.approx(value, abs=0.01)
+    assert report.estimates["fitted q"].value == pytest.approx(value, abs=0.01)

@@ -186,6 +186,13 @@ def test_it_delivers_more_when_more_is_asked_for(scored, tmp_path):
     named = loaded.generate(topics[:4], goal=loaded.top, temperature=0)
     ids = LanguagePolicy(loaded.model).generate([loaded.prompt(p) for p in topics[:4]], temperature=0)
     assert top.texts == named.texts == ids.texts and loaded.top == [max(max(s) for s in scored.scores)]
+    # A text that only the top request draws is likelier there.
+    texts = [f" {text}" for text in top.texts]
+    found = {goal: loaded.log_prob(topics[:4], texts, goal=goal) for goal in (None, 1, 8)}
+    asked = [loaded.prompt(topic, 8) for topic in topics[:4]]
+    assert torch.equal(found[8], LanguagePolicy(loaded.model).log_prob(asked, texts))
+    assert torch.equal(found[None], loaded.log_prob(topics[:4], texts, goal=loaded.top))
+    assert (found[None] > found[1]).all()
 
 
 def test_implicit_scores_are_those_of_the_policy(scored):

@@ -77,6 +77,18 @@ def test_saved_and_loaded_it_acts_the_same(threshold: float | None, tmp_path: Pa
     assert torch.equal(made.act(obs).action, loaded.act(obs).action)
 
 
+def test_heads_share_hidden_layers_and_act_by_their_mean(tmp_path: Path):
+    made = QPolicy(3, 4, (16,), "selu", heads=5, rng=Rng(4).torch())
+    obs = torch.randn(50, 3, generator=Rng(5).torch())
+    outputs = made.net(obs)
+    # Head h of action k is output 4 h + k.
+    assert torch.equal(made.head_values(outputs)[:, 2, 3], outputs[:, 11])
+    assert torch.allclose(made(obs), sum(outputs[:, 4 * h : 4 * h + 4] for h in range(5)) / 5)
+    assert torch.equal(made.act(obs).action, made(obs).argmax(-1))
+    loaded = load_product(made.save(tmp_path / "policy"))
+    assert loaded.config() == made.config() and torch.equal(loaded(obs), made(obs))
+
+
 def test_values_start_alike_with_and_without_a_behaviour():
     plain, bounded = (QPolicy(3, 4, (16,), "selu", threshold=t, rng=Rng(6).torch()) for t in (None, 0.3))
     assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), bounded.net.parameters()))

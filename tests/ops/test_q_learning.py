@@ -10,9 +10,14 @@ from telos.ops.q_learning import (
     chosen_values,
     cloning_loss,
     conservative_gap,
+    convex_weights,
     eligible,
+    mixture,
     normal_kl,
+    of_action_heads,
     of_actions,
+    quantile_huber,
+    quantile_levels,
     sampled_logsumexp,
     soft_minimum,
 )
@@ -27,6 +32,54 @@ def test_the_next_action_is_chosen_by_one_network_and_valued_by_the_other():
     assert chosen_values(VALUES, OTHERS).tolist() == [1.0, -1.0]
     allowed = torch.tensor([[False, True, True], [True, False, True]])
     assert chosen_values(VALUES, OTHERS, allowed).tolist() == [2.0, 5.0]
+
+
+def test_each_head_gives_its_value_of_the_action():
+    heads = torch.stack([VALUES, OTHERS], 1)
+    assert of_action_heads(heads, torch.tensor([2, 1])).tolist() == [[2.0, 2.0], [-1.0, 2.0]]
+
+
+def test_quantile_huber_by_hand():
+    # Levels 1/4 and 3/4, quantiles 0 and 2, targets 1 and 4: u = 1 and 4 over the first, -1 and 2 over the second. With
+    # delta 1, H = 0.5 and 3.5, 0.5 and 1.5; weights 1/4 and 1/4, 1/4 (below) and 3/4.
+    levels = quantile_levels(2)
+    assert levels.tolist() == [0.25, 0.75]
+    loss, count = quantile_huber(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 4.0]]), levels, 1.0)
+    assert math.isclose(loss.item(), (0.125 + 0.875) / 2 + (0.125 + 1.125) / 2, rel_tol=1e-6) and count == 1
+    # Rows add up, whatever the number of targets.
+    twice = quantile_huber(torch.tensor([[0.0, 2.0]] * 2), torch.tensor([[1.0, 4.0, 1.0, 4.0]] * 2), levels, 1.0)
+    assert math.isclose(twice[0].item(), 2 * loss.item(), rel_tol=1e-6) and twice[1] == 2
+
+
+def test_the_minimiser_of_the_quantile_loss_is_the_quantile():
+    # Of the integers 0 to 99, at 0.05, 0.15, ...: between two of them the pinball loss is flat, at 4.5 it has its kink.
+    targets, levels = torch.arange(100.0)[None], quantile_levels(10)
+    grid = torch.arange(-0.5, 100, 1.0)
+    losses = torch.stack([quantile_huber(torch.full((1, 10), x), targets, levels, 1e-4)[0] for x in grid.tolist()])
+    assert losses.argmin() == 50  # all ten equal: the median
+    found = [
+        min(grid.tolist(), key=lambda x: quantile_huber(torch.tensor([[x]]), targets, level[None], 1e-4)[0].item())
+        for level in levels
+    ]
+    assert all(abs(x - (100 * level.item() - 0.5)) <= 0.5 for x, level in zip(found, levels))
+    # Its gradient there is 0; with a large delta the loss is the expectile's, whose minimiser at 1/2 is the mean.
+    quantiles = (100 * levels - 0.5)[None].requires_grad_()
+    quantile_huber(quantiles, targets, levels, 1e-4)[0].backward()
+    assert quantiles.grad is not None and quantiles.grad.abs().max() < 1e-6
+    mean = torch.tensor([[11.0 / 3]], requires_grad=True)
+    quantile_huber(mean, torch.tensor([[0.0, 1.0, 10.0]]), torch.tensor([0.5]), 100.0)[0].backward()
+    assert mean.grad is not None and mean.grad.abs().item() < 1e-5
+
+
+def test_mixtures_are_convex_and_of_equal_heads_the_head():
+    weights = convex_weights(torch.tensor([0.0, 0.5, 0.75]))
+    assert torch.allclose(weights, torch.tensor([4 / 7, 2 / 7, 1 / 7]))
+    drawn = convex_weights(torch.rand(200, generator=Rng(5).torch()))
+    assert (drawn > 0).all() and abs(drawn.sum().item() - 1) < 1e-5
+    assert torch.equal(convex_weights(torch.zeros(1)), torch.ones(1))
+    heads = torch.stack([VALUES, OTHERS, 0 * VALUES], 1)
+    assert torch.allclose(mixture(heads, weights), (4 * VALUES + 2 * OTHERS) / 7)
+    assert torch.allclose(mixture(VALUES[:, None].expand(-1, 200, -1), drawn), VALUES, atol=1e-5)
 
 
 def test_eligible_compares_with_the_most_probable_action():

@@ -19,7 +19,7 @@ VERBS = {
     "eval": "measure a product in an environment or on data",
     "advise": "measures of your data, and which methods suit it",
     "compare": "several methods on your own data: one table with intervals",
-    "data": "measure a data set: quality and coverage of its episodes",
+    "data": "measure a data set, or study which methods do well on which data",
     "serve": "the papers on a local web page, where checks can be run",
     "site": "the same pages as static files",
     "digest": "new papers and changed verdicts since a date",

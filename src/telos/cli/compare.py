@@ -23,7 +23,10 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--methods", required=True, metavar="A,B,..", help="methods, or names of --options, by commas")
     parser.add_argument("--steps", required=True, type=positive, metavar="N", help="updates of each method")
     parser.add_argument("--env", metavar="E", help="a registered Gymnasium environment that judges")
-    parser.add_argument("--goal", metavar="NAME", help="the part of Dict observations that is the goal (desired_goal)")
+    parser.add_argument(
+        "--goal", metavar="NAME", help="the part of Dict observations that is the goal (desired_goal); of records the "
+        "columns that hold it (2,3)",
+    )  # fmt: skip
     parser.add_argument("--episodes", type=positive, default=20, metavar="N", help="of each product (default: 20)")
     parser.add_argument("--seeds", type=positive, default=5, metavar="N", help="0 .. N-1 (default: 5)")
     parser.add_argument("--held-out", type=float, default=0.25, metavar="P", help="share that judges (default: 0.25)")
@@ -64,19 +67,25 @@ def run(argv: Sequence[str]) -> None:
 
 def chosen(text: str, file: str | None) -> dict[str, Any]:
     """Name -> method: a name of the options file, or a method by its slug with its defaults."""
-    from telos.core.files import read_json
     from telos.judge.compare import use_options
+
+    return {name: use_options({"use": name, **own}) for name, own in named_options(text, file).items()}
+
+
+def named_options(text: str, file: str | None, besides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Name -> its options in the file, for the names in `text`, and for those of `besides` that the file has."""
+    from telos.core.files import read_json
 
     own = read_json(Path(file)) if file is not None else {}
     if not isinstance(own, dict) or not all(isinstance(value, dict) for value in own.values()):
         raise TelosError(f"{file} holds no options", expected='a JSON object: {"name": {"use": "iql", ...}, ...}')
     names = [name.strip() for name in text.split(",") if name.strip()]
     if len(set(names)) < len(names):
-        raise TelosError("telos compare: a method is named twice", got=text, fix="give variants names in --options")
-    unread = sorted(set(own) - set(names))
+        raise TelosError("a method is named twice", got=text, fix="give variants names in --options")
+    unread = sorted(set(own) - {*names, *besides})
     if unread:
         raise TelosError(f"{file} has options for '{unread[0]}'", expected=text, fix="name it in --methods, too")
-    return {name: use_options({"use": name, **own.get(name, {})}) for name in names}
+    return {name: own.get(name, {}) for name in [*names, *(name for name in besides if name in own)]}
 
 
 def show(comparison: Any) -> None:

@@ -1,4 +1,4 @@
-"""telos data measure: what a data set of transitions holds."""
+"""telos data measure: what a data set of transitions holds; telos data study stands in data_study."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from telos.cli import data_study
 from telos.cli.common import Parser, number, positive, print_json
 from telos.core.errors import TelosError
 
@@ -15,14 +16,29 @@ returns, trajectory quality TQ, unique (state, action) pairs and their share of 
 duplicates."""
 
 
+USAGE = f"""usage: telos data measure DATA [options]
+       telos data study --env ENV --methods A,B,.. --steps N --transitions M [options]
+
+measure: {MEASURE}
+
+study: {data_study.STUDY}
+
+telos data ACTION --help shows the options."""
+
+
 def run(argv: Sequence[str]) -> None:
-    if not argv or argv[0] != "measure":
-        if argv and argv[0] not in ("-h", "--help"):
-            raise TelosError(
-                f"telos data: no such action '{argv[0]}'", expected="measure", fix="telos data measure DATA"
-            )
-        print(f"usage: telos data measure DATA [options]\n\n{MEASURE}\n\ntelos data measure --help shows the options.")
-        return
+    actions = {"measure": run_measure, "study": data_study.run}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+    elif argv[0] in actions:
+        actions[argv[0]](argv[1:])
+    else:
+        raise TelosError(
+            f"telos data: no such action '{argv[0]}'", expected=" or ".join(actions), fix="telos data measure DATA"
+        )
+
+
+def run_measure(argv: Sequence[str]) -> None:
     parser = Parser("data measure", MEASURE)
     parser.add_argument("data", metavar="DATA", help="transitions: .npz, .hdf5, minari:ID, gym:ENV, sessions, ...")
     parser.add_argument(
@@ -39,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draw of equal sizes (default: 0)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths, actions, TQ and SACo")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all numbers as JSON, to FILE or instead")
-    measured(parser.read(argv[1:]))
+    measured(parser.read(argv))
 
 
 def measured(options: argparse.Namespace) -> None:

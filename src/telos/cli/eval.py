@@ -21,7 +21,10 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--env", metavar="E", help="a registered Gymnasium environment")
     parser.add_argument("--episodes", type=positive, default=10, metavar="N", help="whole episodes (default: 10)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the episodes (default: 0)")
-    parser.add_argument("--goal", metavar="NAME", help="the part of Dict observations that is the goal (desired_goal)")
+    parser.add_argument(
+        "--goal", metavar="NAME", help="the part of Dict observations that is the goal (desired_goal); of records the "
+        "columns that hold it (2,3)",
+    )  # fmt: skip
     parser.add_argument("--processes", action="store_true", help="one process a core, for slow environments")
     parser.add_argument("--data", metavar="D", help="preference pairs, or for a policy logged decisions or transitions")
     parser.add_argument("--discount", type=float, default=0.99, metavar="G", help="of logged episodes (default: 0.99)")
@@ -69,7 +72,7 @@ def on_log(policy: Any, what: str, options: Any) -> None:
     """Off-policy evaluation: the warnings first, then a line for each estimator."""
     from telos.data.formats import load
     from telos.data.records import LoggedBandit, Transitions
-    from telos.judge.off_policy import off_policy
+    from telos.judge.off_policy import goal_in, off_policy
 
     path, _, query = what.partition("?")
     table = path.endswith((*TABLES, ".jsonl", ".jsonl.gz"))
@@ -82,8 +85,9 @@ def on_log(policy: Any, what: str, options: Any) -> None:
     }
     log: Any = load(what, kind=LoggedBandit if bandit else Transitions, **names)
     report = off_policy(
-        policy, log, discount=options.discount, clip=options.clip, greedy=options.greedy, seed=options.seed
-    )
+        policy, log, goal=None if options.goal is None else goal_in(options.goal), discount=options.discount,
+        clip=options.clip, greedy=options.greedy, seed=options.seed,
+    )  # fmt: skip
     if options.json:
         print_json({"data": log.origin, **report.to_json()})
         return

@@ -54,6 +54,8 @@ class RunOptions:
     """An expert's records beside --data, where a method imitates: anything that --data takes."""
     env: Text = None
     """The environment to learn in, where a method does."""
+    experience: Text = None
+    """A new file .npz for all steps that were taken in --env, where a method offers it: data to learn from again."""
     lora: Number = None
     """Rank of LoRA adapters; without it all weights are trained."""
     out: Text = None
@@ -82,7 +84,7 @@ class RunOptions:
     """Print the method's options as JSON and stop."""
 
 
-GIVEN = ("model", "reference", "purpose", "critic", "expert", "env", "lora")
+GIVEN = ("model", "reference", "purpose", "critic", "expert", "env", "experience", "lora")
 """What is passed on to the method as it is."""
 
 
@@ -190,6 +192,8 @@ def train(method: Any, name: str, options: RunOptions) -> None:
         # A run that is resumed elsewhere must find its folders and files again.
         if key in given and (Path(given[key]).is_dir() or (key == "expert" and Path(given[key]).is_file())):
             given[key] = str(Path(given[key]).absolute())
+    if "experience" in given:
+        given["experience"] = str(Path(given["experience"]).absolute())
     try:
         product = method.fit(
             data,

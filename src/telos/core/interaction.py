@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ class Interaction(Source):
         env: a registered name, or a function that makes a new gymnasium.Env at each call.
         rng: of episodes' seeds.
         capacity: transitions that are kept; then the oldest are replaced.
+        newest: how many of them batches are drawn from, the newest ones; None for all.
+        auxiliary: further responses to each step, one number each, by their names in the step's info.
+        log_probs: whether those of the actions are kept, too; the policy must give them.
 
     Raises:
         TelosError: an environment or an action space that cannot be used.
@@ -46,12 +50,14 @@ class Interaction(Source):
     def __init__(
         self, env: str | Callable[[], Any], rng: Rng, *, batch_size: int, capacity: int = 1_000_000,
         warmup: int = 1_000, environments: int = 1, steps: int = 1, device: torch.device | str = "cpu",
+        newest: int | None = None, auxiliary: Sequence[str] = (), log_probs: bool = False,
     ):  # fmt: skip
         self.where = f"environment '{env if isinstance(env, str) else getattr(env, '__name__', type(env).__name__)}'"
-        if min(batch_size, warmup, environments, steps, capacity) < 1 or capacity < batch_size:
+        drawn_from = capacity if newest is None else min(newest, capacity)
+        if min(batch_size, warmup, environments, steps) < 1 or drawn_from < batch_size:
             raise TelosError(
                 "experience: an option is out of range", got=f"batch_size={batch_size}, warmup={warmup}, "
-                f"environments={environments}, steps={steps}, capacity={capacity}",
+                f"environments={environments}, steps={steps}, capacity={drawn_from}",
                 expected="1 or more each, and capacity not below batch_size",
             )  # fmt: skip
         from gymnasium.vector import AutoresetMode
@@ -62,14 +68,18 @@ class Interaction(Source):
                 f"{self.where} resets itself", expected="a function that makes single environments",
                 fix="pass the environment's name and how many copies",
             )  # fmt: skip
-        self.rng, self.batch_size, self.warmup, self.steps = rng, batch_size, warmup, steps
+        self.rng, self.batch_size, self.warmup, self.steps, self.newest = rng, batch_size, warmup, steps, newest
         self.action_space = bounded(action_space(self.envs.single_action_space, self.where), self.where)
         self.device = torch.device(device)
         self.raw: Any = None
         self.seen = self.episodes = self.waited = 0
         self.pausing = False
         self.running: NDArray[np.bool_] = np.zeros(environments, dtype=bool)
-        self.memory = self._empty(capacity)
+        self.memory = self._empty(capacity, tuple(auxiliary), log_probs)
+        if auxiliary:  # a response that is missing is noticed before anything is written
+            actions, _ = self._uniform(environments, rng.at("probe"))
+            chosen = env_actions(self.envs.single_action_space, actions, environments, self.where)
+            self._responses(self.envs.step(chosen)[4])
 
     @property
     def observation_size(self) -> int:
@@ -79,7 +89,7 @@ class Interaction(Source):
     def __len__(self) -> int:
         return min(self.seen, len(self.memory.rewards))
 
-    def _empty(self, capacity: int) -> Transitions:
+    def _empty(self, capacity: int, auxiliary: tuple[str, ...], log_probs: bool) -> Transitions:
         raw, _ = self.envs.reset(seed=0)
         size = flatten(self.envs.single_observation_space, raw, self.envs.num_envs, self.where).shape[1]
         observations = torch.empty(capacity, size, device=self.device)
@@ -91,7 +101,9 @@ class Interaction(Source):
         flags = torch.empty(capacity, dtype=torch.bool, device=self.device)
         return Transitions(
             observations, actions, torch.empty(capacity, device=self.device), torch.empty_like(observations), flags,
-            torch.empty_like(flags), self.action_space,
+            torch.empty_like(flags), self.action_space, auxiliary_names=auxiliary,
+            auxiliary=torch.empty(capacity, len(auxiliary), device=self.device) if auxiliary else None,
+            log_probs=torch.empty(capacity, device=self.device) if log_probs else None,
         )  # fmt: skip
 
     def experience(self) -> Transitions:
@@ -108,10 +120,10 @@ class Interaction(Source):
             self._step(None, rng.at("warm-up", self.seen))
         for number in range(self.steps):
             self._step(policy, rng.at("act", number))
-        rows = torch.randint(
-            len(self), (self.batch_size,), generator=rng.at("rows").torch(self.device), device=self.device
-        )
-        return self.memory[rows]
+        count = len(self) if self.newest is None else min(self.newest, len(self))
+        rows = torch.randint(count, (self.batch_size,), generator=rng.at("rows").torch(self.device), device=self.device)
+        # By age, so that the same steps are drawn however many are kept besides.
+        return self.memory[rows if self.newest is None else (self.seen - count + rows) % len(self.memory.rewards)]
 
     def rests(self) -> bool:
         """Whether no episode is under way; from the first call on, those that end wait until it is so."""
@@ -140,11 +152,11 @@ class Interaction(Source):
         count = self.envs.num_envs
         observations = torch.from_numpy(flatten(self.envs.single_observation_space, self.raw, count, self.where))
         if policy is None:
-            actions = self._uniform(count, rng)
+            actions, log_probs = self._uniform(count, rng)
         else:
             act = policy.act(observations.to(self.device), rng=rng.torch(self.device), explore=True)
-            actions = act.action.detach().cpu()
-        self.raw, rewards, terminated, truncated, _ = self.envs.step(
+            actions, log_probs = act.action.detach().cpu(), act.log_prob
+        self.raw, rewards, terminated, truncated, info = self.envs.step(
             env_actions(self.envs.single_action_space, actions, count, self.where)
         )
         after = torch.from_numpy(flatten(self.envs.single_observation_space, self.raw, count, self.where))
@@ -152,11 +164,18 @@ class Interaction(Source):
         if not rewards.isfinite().all():
             raise TelosError(f"{self.where}: a reward is not finite", got=str(rewards.tolist()))
         live = torch.from_numpy(self.running.copy())
+        further: list[tuple[Tensor, Tensor]] = []
+        if self.memory.auxiliary is not None:
+            further.append((self.memory.auxiliary, self._responses(info)))
+        if self.memory.log_probs is not None:
+            if log_probs is None:
+                raise TelosError(f"a {type(policy).__name__} gives no log-probs of what it does")
+            further.append((self.memory.log_probs, log_probs.detach().cpu()))
         rows = (self.seen + torch.arange(int(live.sum()))) % len(self.memory.rewards)
         for column, values in (
             (self.memory.observations, observations), (self.memory.actions, actions), (self.memory.rewards, rewards),
             (self.memory.next_observations, after), (self.memory.terminated, torch.as_tensor(np.asarray(terminated))),
-            (self.memory.truncated, torch.as_tensor(np.asarray(truncated))),
+            (self.memory.truncated, torch.as_tensor(np.asarray(truncated))), *further,
         ):  # fmt: skip
             column[rows.to(self.device)] = values[live].to(self.device)
         self.seen += len(rows)
@@ -166,12 +185,30 @@ class Interaction(Source):
         if ended.any():
             self.raw, _ = self.envs.reset(seed=self._seeds(ended), options={"reset_mask": ended})
 
-    def _uniform(self, count: int, rng: Rng) -> Tensor:
+    def _responses(self, info: Mapping[str, Any]) -> Tensor:
+        """(E, m) what the environments say of this step besides its reward."""
+        count, columns = self.envs.num_envs, []
+        for name in self.memory.auxiliary_names:
+            values = np.asarray(info.get(name, np.nan))
+            told = values.shape == (count,) and values.dtype.kind in "fiub" and np.all(info.get(f"_{name}", True))
+            if not told or not np.isfinite(values.astype(np.float64)).all():
+                given = ", ".join(key for key in info if not key.startswith("_"))
+                raise TelosError(
+                    f"{self.where}: the response '{name}' is missing", got=str(info.get(name, given or "no info")),
+                    expected=f"a finite number at info['{name}'] of every step",
+                )  # fmt: skip
+            columns.append(torch.from_numpy(values.astype(np.float32)))
+        return torch.stack(columns, 1)
+
+    def _uniform(self, count: int, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Actions from all over the space, and their log-probs or log-densities."""
         if isinstance(self.action_space, Discrete):
-            return torch.randint(self.action_space.size, (count,), generator=rng.torch())
+            actions = torch.randint(self.action_space.size, (count,), generator=rng.torch())
+            return actions, torch.full((count,), -math.log(self.action_space.size))
         assert isinstance(self.action_space, Box)
         low, high = torch.tensor(self.action_space.low), torch.tensor(self.action_space.high)
-        return low + (high - low) * torch.rand((count, len(low)), generator=rng.torch())
+        actions = low + (high - low) * torch.rand((count, len(low)), generator=rng.torch())
+        return actions, (-(high - low).log().sum()).expand(count)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int | float]]:
         return dict(self.experience().columns()), {"seen": self.seen, "episodes": self.episodes}

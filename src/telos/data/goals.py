@@ -149,16 +149,6 @@ def junctions(
     return between, clusters.order[first + torch.minimum((draws[1] * count).long(), count - 1)]
 
 
-def swapped(
-    rows: Int[Tensor, " B"], episodes: Episodes, clusters: Clusters, draws: Float[Tensor, "3 B"]
-) -> Int[Tensor, " B"]:
-    """Goals through another episode: a future state of the step, any state of its cluster, and a future of that.
-
-    The other state may itself be the goal. Ghugare et al. 2024, arXiv 2401.11237.
-    """
-    return future(junctions(rows, episodes, clusters, draws[:2])[1], episodes, draws[2])
-
-
 def take_steps(
     data: Transitions, rows: Int[Tensor, " B"], goals: Int[Tensor, " B"], columns: list[int] | None = None
 ) -> GoalSteps:

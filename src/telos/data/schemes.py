@@ -2,6 +2,7 @@
 
 They differ in how often a step takes a uniform action in the place of the expert's (arXiv 2111.04714; there "replay" is
 what an online learner saw, here an expert whose share of random steps falls as that of a learner does).
+telos.judge.study has such a learner.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def generate(
     if scheme == "random":
         return record(env, steps=steps, seed=seed, origin=origin)
     if expert is None:
-        raise TelosError(f"the scheme '{scheme}' needs an expert", expected="a policy", fix="give one, as a saved run")
+        raise TelosError(
+            f"the scheme '{scheme}' needs an expert", expected="a policy",
+            fix="give one, as a saved run; `telos data study` learns one in the environment and makes all five",
+        )  # fmt: skip
     random = None if scheme == "expert" else share
     return record(env, expert, steps=steps, seed=seed, random=random, origin=origin)

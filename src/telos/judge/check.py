@@ -16,6 +16,7 @@ import numpy as np
 import telos
 from telos.core.errors import TelosError
 from telos.core.files import read_json, write_json
+from telos.core.registry import method_class
 from telos.judge import cache
 from telos.judge.claim import Budget, Claim, load_claim, part_from_json, part_metric
 from telos.judge.closure import closure_hash
@@ -115,10 +116,8 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
     claim = load_claim(slug, scale)
     stated = claim.to_json()
     arms = {name: arm.to_json() for name, arm in claim.arms.items()}
-    recorded = {
-        name: {key: arm[key] for key in ("run", "options")} for name, arm in stored["arms"].items() if arm["run"]
-    }
-    asked = {name: {key: arm[key] for key in ("run", "options")} for name, arm in arms.items()}
+    recorded = {name: (arm["run"], completed(arm["options"])) for name, arm in stored["arms"].items() if arm["run"]}
+    asked = {name: (arm["run"], arm["options"]) for name, arm in arms.items()}
     if any(stated[key] != stored["claim"][key] for key in ("parts", "seeds")) or asked != recorded:
         return "stale"
     if rejudge(stored, claim).status != stored["verdict"]:
@@ -128,6 +127,20 @@ def stale(slug: str, scale: str = "laptop", *, jobs: int | None = None, folder: 
     runs = _run(slug, scale, claim, claim.seeds[:1], "digest", default_jobs() if jobs is None else jobs)
     same = all(_close(stored["arms"][name]["digest"], runs[name][0]["digest"]) for name in claim.arms)
     return "same digest" if same else "stale"
+
+
+def completed(options: Any) -> Any:
+    """An arm's recorded options, with the defaults of those that its methods have gained since."""
+    if not isinstance(options, dict):
+        return [completed(value) for value in options] if isinstance(options, list) else options
+    rest = {name: completed(value) for name, value in options.items()}
+    if "use" not in rest:
+        return rest
+    slug = rest.pop("use")
+    try:
+        return {"use": slug, **method_class(slug).from_options(rest).options()}
+    except TelosError:
+        return options  # an option or a method of old, which no arm of today has
 
 
 def verify(slug: str, scale: str = "laptop", *, jobs: int | None = None, root: Path | None = None) -> str:

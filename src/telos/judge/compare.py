@@ -31,7 +31,7 @@ from telos.core.registry import class_slug, method_class, use
 from telos.core.rng import Rng
 from telos.data.records import LoggedBandit, Preferences, Transitions
 from telos.data.splits import hold_out
-from telos.judge.off_policy import OffPolicy, first_rows, off_policy
+from telos.judge.off_policy import OffPolicy, first_rows, goal_in, off_policy
 from telos.judge.plots import PALETTE, figure
 from telos.judge.run import default_jobs, run_in_workers
 from telos.judge.stats import Interval, paired_t
@@ -127,7 +127,8 @@ def compare(
         data: Transitions, LoggedBandit or Preferences, or what `telos.load` reads.
         methods: slugs (`iql`, `dual_rl.recoil`) or methods; a mapping gives them names of its own.
         env: the environment in whose episodes policies are judged; without it a part of the data is held out.
-        goal: passed to `telos.evaluate` in `env`: the part of Dict observations that is the goal.
+        goal: passed to `telos.evaluate` in `env`: the part of Dict observations that is the goal. Without `env`: the
+            columns of recorded observations that hold the goal, as "2,3".
         episodes: of each product in `env`, the same starts for all.
         held_out: share of episodes, decisions or prompts that judges, drawn anew for each seed.
         discount: of off-policy evaluation.
@@ -140,8 +141,6 @@ def compare(
         TelosError: a method for other data or two of one name, options out of range, a folder of something else,
             no method that finished. A method that fails has its error in its row; the others go on.
     """
-    from telos.core.fit import resolve_device
-
     if isinstance(data, str | Path):
         data = load_for(methods, str(data))
     named = names(methods, data)
@@ -166,11 +165,7 @@ def compare(
         said(f"{len(found)}/{len(tasks)}  {task[0]}, seed {task[1]}: {outcome}")
 
     shared = (folder, plain(data), settings, described(everyone))
-    waiting = [task for task in tasks if task not in found]
-    if (jobs or (1 if resolve_device(device).type == "cuda" else default_jobs())) == 1:
-        run_here(shared, waiting, done)
-    else:
-        run_in_workers(one, waiting, jobs or default_jobs(), done, shared)
+    work_off(one, [task for task in tasks if task not in found], done, shared, jobs=jobs, device=device)
     rows = [row(name, found, failed, seeds) for name in named]
     if all(one.error for one in rows):
         raise TelosError("no method finished", got=f"{rows[0].name}: {rows[0].error}")
@@ -206,13 +201,23 @@ def draw(result: Comparison, path: Path) -> None:
         ax.set_xlabel(f"{result.metric}\nmean with 95 % interval over seeds, each seed a dot")
 
 
-def run_here(shared: Any, tasks: Sequence[tuple[str, int]], done: Callable[[Any, dict[str, Any]], None]) -> None:
-    """The tasks in this process, with one thread as in a worker: the same results bit for bit."""
+def work_off(
+    work: Callable[..., dict[str, Any]], tasks: Sequence[tuple[Any, ...]], done: Callable[[Any, dict[str, Any]], None],
+    shared: Any, *, jobs: int | None, device: str,
+) -> None:  # fmt: skip
+    """Calls work(shared, *task), a module's function, for each task, in as many processes as `compare` says; a single
+    job is done in this process, with one thread as in a worker: the same results bit for bit."""
+    from telos.core.fit import resolve_device
+
+    jobs = jobs or (1 if resolve_device(device).type == "cuda" else default_jobs())
+    if jobs > 1:
+        run_in_workers(work, tasks, jobs, done, shared)
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for task in tasks:
-            done(task, one(shared, *task))
+            done(task, work(shared, *task))
     finally:
         torch.set_num_threads(threads)
 
@@ -236,10 +241,12 @@ def names(methods: Any, data: Any) -> dict[str, Method]:
         method = use(method) if isinstance(method, str) else method
         if name in found or name == CLONE:
             raise TelosError(f"two methods are called '{name}'", fix="give each a name of its own: {name: method}")
-        if method.data is None or not isinstance(data, (method.data, *method.accepts)) or not method.trains:
+        kinds = tuple(kind for kind in (method.data, *method.accepts) if kind is not None)
+        if not isinstance(data, kinds) or not method.trains:
             raise TelosError(
                 f"{name} does not learn from {type(data).__name__}",
-                expected=getattr(method.data, "__name__", "no data"), fix="leave it out, or give the data it wants",
+                expected=" or ".join(kind.__name__ for kind in kinds) or "no data",
+                fix="leave it out, or give the data it wants",
             )  # fmt: skip
         found[name] = method
     if not found:
@@ -258,6 +265,8 @@ def check(settings: Settings, data: Any) -> None:
         raise TelosError(f"{type(data).__name__} cannot be judged in an environment", fix="leave env out")
     if settings.env is None:
         hold_out(data, settings.held_out, Rng(0))
+        if settings.goal is not None and isinstance(data, Transitions):
+            goal_in(settings.goal)(data.observations[:1])
 
 
 def header(settings: Settings, methods: Mapping[str, Method], data: Any) -> dict[str, Any]:
@@ -267,21 +276,30 @@ def header(settings: Settings, methods: Mapping[str, Method], data: Any) -> dict
             "data": data.origin, "fingerprint": data.fingerprint()}  # fmt: skip
 
 
-def open_folder(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Starts the comparison's folder, or checks that it holds one of the same settings."""
-    file, wanted = folder / "comparison.json", json.loads(json.dumps(wanted))
+def open_folder(folder: Path, wanted: Mapping[str, Any], kind: str = "comparison") -> None:
+    """Starts the folder of a comparison (or study), or checks that it holds one of the same settings."""
+    file, wanted = folder / f"{kind}.json", json.loads(json.dumps(wanted))
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
-            raise TelosError(f"{folder} is not empty", expected="a new folder, or a comparison's", fix="another --out")
+            raise TelosError(f"{folder} is not empty", expected=f"a new folder, or a {kind}'s", fix="another --out")
         write_json(file, wanted)
         return
     held = read_json(file)
     for key in ("settings", "methods", "fingerprint"):
-        if held[key] != wanted[key]:
+        if held.get(key) != wanted.get(key):
+            there, here = apart(held.get(key), wanted.get(key))
             raise TelosError(
-                f"{folder} holds another comparison: its {key} differ", expected=str(held[key]), got=str(wanted[key]),
+                f"{folder} holds another {kind}: its {key} differ", expected=str(there), got=str(here),
                 fix="give the same options to go on with it, or another --out",
             )  # fmt: skip
+
+
+def apart(a: Any, b: Any) -> tuple[Any, Any]:
+    """What differs between two values; of dicts, only where they do."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return a, b
+    found = {key: apart(a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+    return {key: one for key, (one, _) in found.items()}, {key: other for key, (_, other) in found.items()}
 
 
 def place(folder: Path, name: str, seed: int) -> Path:
@@ -350,7 +368,8 @@ def judge(product: Product, aside: Any, settings: Settings, clone: bool) -> dict
         return {"score": accuracy(product, aside, settings.given), "warnings": []}
     assert isinstance(product, Policy)
     # The clone is judged as it was logged, with its chance; the others as they will act.
-    report = off_policy(product, aside, discount=settings.discount, greedy=not clone)
+    goal = None if settings.goal is None else goal_in(settings.goal)
+    report = off_policy(product, aside, goal=goal, discount=settings.discount, greedy=not clone)
     chosen = next((name for name in CHOICE if name in report.estimates), None)
     if chosen is None:
         raise TelosError("off-policy evaluation found no estimate", got="; ".join(report.skipped.values()))

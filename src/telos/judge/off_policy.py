@@ -17,7 +17,7 @@ the rewards up to their logged end; fitted q alone goes on after a truncation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,13 +109,18 @@ class OffPolicy:
         }  # fmt: skip
 
 
+Goal = Sequence[float] | Tensor | Callable[[Tensor], Tensor]
+"""A raw goal (G,) for all rows, or what makes goals (B, G) of observations (B, O)."""
+
+
 def off_policy(
-    policy: Policy, log: LoggedBandit | Transitions, *, discount: float = 0.99, clip: float | None = None,
-    greedy: bool = False, seed: int = 0,
+    policy: Policy, log: LoggedBandit | Transitions, *, goal: Goal | None = None, discount: float = 0.99,
+    clip: float | None = None, greedy: bool = False, seed: int = 0,
 ) -> OffPolicy:  # fmt: skip
     """Estimates what `policy` earns: the mean reward of a decision, or the discounted return of an episode.
 
     Args:
+        goal: what a policy that acts on goals is asked for; see `Goal`, and `goal_in` for goals that were observed.
         discount: of trajectories, in (0, 1]; decisions have none.
         clip: the most that an importance weight counts for (of trajectories a cumulative one); lowers the variance and
             biases towards the reward of what is not clipped. None for no limit.
@@ -145,7 +150,7 @@ def off_policy(
             "the log's actions do not fit the policy", expected=str(ours), got=str(theirs),
             fix="evaluate on a log of the actions that the policy was trained for",
         )  # fmt: skip
-    target = Target(policy, greedy)
+    target = Target(policy, greedy, goal)
     rng = Rng(seed).at("off-policy")
     training = policy.training
     policy.eval()
@@ -163,11 +168,39 @@ def off_policy(
     return replace(report, warnings=(same, *report.warnings))
 
 
-class Target:
-    """The policy that is evaluated: as it draws its actions, or greedy."""
+def goal_in(columns: str) -> Callable[[Tensor], Tensor]:
+    """Goals that stand in columns of the observations, as "2,3" names them.
 
-    def __init__(self, policy: Policy, greedy: bool):
+    Raises:
+        TelosError: no column numbers; later, columns that the observations lack.
+    """
+    numbers = [int(word) for word in columns.split(",") if word.strip().isdecimal()]
+    if len(numbers) != columns.count(",") + 1:
+        raise TelosError(
+            "goals of records are columns of their observations", expected="column numbers, as 2,3", got=columns
+        )
+
+    def goals(observations: Tensor) -> Tensor:
+        if max(numbers) >= observations.shape[1]:
+            size = observations.shape[1]
+            raise TelosError("goals: no such column", expected=f"column numbers 0 to {size - 1}", got=columns)
+        return observations[:, numbers]
+
+    return goals
+
+
+class Target:
+    """The policy that is evaluated: as it draws its actions, or greedy; on its way to a goal, if it has one."""
+
+    def __init__(self, policy: Policy, greedy: bool, goal: Goal | None = None):
         self.policy, self.greedy, self.device = policy, greedy, policy_device(policy)
+        self.goal = goal
+
+    def asked(self, seen: Tensor) -> dict[str, Any]:
+        """What the policy is told besides observations."""
+        if self.goal is None:
+            return {}
+        return {"goal": self.goal(seen) if callable(self.goal) else self.goal}
 
     def probabilities(self, observations: Tensor, actions: int, mask: Tensor | None = None) -> Tensor:
         """(N, K) float64 of discrete actions; 0 and 1 where the policy has no probabilities, or is greedy.
@@ -197,16 +230,15 @@ class Target:
         """(B, K) of a batch."""
         if not self.greedy:
             method = getattr(self.policy, "probabilities", None)
-            if method is not None:
+            if method is not None and self.goal is None:
                 return method(seen, allowed)
+            asked = {"mask": allowed, **self.asked(seen)}
             try:
-                every = torch.arange(actions, device=self.device)
-                return torch.stack(
-                    [self.policy.log_prob(seen, a.expand(len(seen)), mask=allowed).exp() for a in every], 1
-                )
+                every = torch.arange(actions, device=self.device).expand(len(seen), -1).unbind(1)
+                return torch.stack([self.policy.log_prob(seen, action, **asked).exp() for action in every], 1)
             except TelosError:
                 pass  # a deterministic policy
-        chosen = self.policy.act(seen, mask=allowed).action.long()
+        chosen = self.policy.act(seen, mask=allowed, **self.asked(seen)).action.long()
         if int(chosen.max()) >= actions:
             raise TelosError(f"the policy takes action {int(chosen.max())}", expected=f"one of the log's {actions}")
         return torch.nn.functional.one_hot(chosen, actions)
@@ -222,11 +254,8 @@ class Target:
             return shares.gather(1, data.actions[:, None])[:, 0].log()
         if self.greedy:
             raise TelosError("a greedy policy over continuous actions has no action probabilities")
-        parts = [
-            self.policy.log_prob(o.to(self.device), a.to(self.device)).double().cpu()
-            for o, a in zip(data.observations.split(CHUNK), data.actions.split(CHUNK), strict=True)
-        ]
-        return torch.cat(parts)
+        rows = zip(data.observations.to(self.device).split(CHUNK), data.actions.to(self.device).split(CHUNK))
+        return torch.cat([self.policy.log_prob(o, a, **self.asked(o)).double().cpu() for o, a in rows])
 
     def choices(self, space: Box | Discrete) -> Callable[[Tensor, Rng], tuple[Tensor, Tensor]]:
         """For fitted q: the target's actions at observations, and their probabilities."""
@@ -237,11 +266,10 @@ class Target:
             return torch.arange(space.size).expand(len(observations), -1), shares
 
         def continuous(observations: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-            drawn = []
+            drawn, seen = [], observations.to(self.device)
             for i in range(DRAWS):
-                act = self.policy.act(
-                    observations.to(self.device), rng=rng.at(i).torch(self.device), explore=not self.greedy
-                )
+                generator = rng.at(i).torch(self.device)
+                act = self.policy.act(seen, rng=generator, explore=not self.greedy, **self.asked(seen))
                 drawn.append(act.action.float().cpu().reshape(len(observations), -1))
                 if act.log_prob is None or self.greedy:
                     break

@@ -79,6 +79,7 @@ class QPolicy(Policy):
         epsilon: probability of an action drawn uniformly, where it explores.
         threshold: actions count whose probability under `behaviour` is more than this share of the largest one, 0 to
             below 1; None: all, and no `behaviour`.
+        heads: values of each action (quantiles, members of an ensemble) on shared hidden layers; Q is their mean.
         rng: draws the initial weights; without it they are zeros, to be loaded.
     """
 
@@ -90,19 +91,24 @@ class QPolicy(Policy):
         activation: Activation = "relu",
         epsilon: float = 0.05,
         threshold: float | None = None,
+        heads: int = 1,
         rng: torch.Generator | None = None,
     ):
         super().__init__()
         self.actions, self.hidden, self.activation = actions, tuple(hidden), activation
-        self.epsilon, self.threshold = epsilon, threshold
+        self.epsilon, self.threshold, self.heads = epsilon, threshold, heads
         self.normaliser = Normaliser.identity(observation_size)
+        self.net = ActivatedMLP((observation_size, *hidden, heads * actions), activation, rng)
         sizes = (observation_size, *hidden, actions)
-        self.net = ActivatedMLP(sizes, activation, rng)
         self.behaviour = None if threshold is None else ActivatedMLP(sizes, activation, rng)
 
     def forward(self, states: Float[Tensor, "B O"]) -> Float[Tensor, "B K"]:
         """Q at normalised observations."""
-        return self.net(states)
+        return self.net(states) if self.heads == 1 else self.head_values(self.net(states)).mean(1)
+
+    def head_values(self, outputs: Float[Tensor, "B out"]) -> Float[Tensor, "B heads K"]:
+        """What `net`, or a copy of it, gives, by heads."""
+        return outputs.unflatten(-1, (self.heads, self.actions))
 
     def allowed(self, states: Float[Tensor, "B O"], mask: Any = None) -> Bool[Tensor, "B K"]:
         """The actions that count: of those that `mask` allows, the eligible ones."""
@@ -163,6 +169,7 @@ class QPolicy(Policy):
             "activation": self.activation,
             "epsilon": self.epsilon,
             "threshold": self.threshold,
+            "heads": self.heads,
         }
 
     def probe(self) -> dict[str, Tensor]:

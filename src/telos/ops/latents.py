@@ -1,4 +1,4 @@
-"""Latents of states: distances that count steps, directions, sub-goals, Laplacian and successor features."""
+"""Latents of states: distances that count steps, directions, sub-goals, and losses of other features."""
 
 from __future__ import annotations
 
@@ -47,6 +47,44 @@ def laplacian_loss(
     near = (latents - nexts).square().sum(-1)
     spread = (latents * others).sum(-1).square() - latents.square().sum(-1) - others.square().sum(-1)
     return (near + spread).sum(), latents.shape[1]
+
+
+def contrastive_loss(
+    latents: Float[Tensor, "B D"], own: Float[Tensor, "B D"], every: Float[Tensor, "N D"]
+) -> tuple[Float[Tensor, ""], int]:
+    """InfoNCE on cosines, - c(s, g) + log sum_j exp c(s, g_j), summed over rows, and their number.
+
+    Args:
+        own: of the state g that followed each one; every: of those of all rows, the row's own among them.
+    """
+    here = toward(latents)
+    return ((here @ toward(every).T).logsumexp(-1) - (here * toward(own)).sum(-1)).sum(), len(latents)
+
+
+def measure_loss(
+    forward: Float[Tensor, "members B D"],
+    own: Float[Tensor, "B D"],
+    every: Float[Tensor, "N D"],
+    later: tuple[Float[Tensor, "members B D"], Float[Tensor, "N D"]],
+    discount: float,
+) -> tuple[Float[Tensor, ""], int]:
+    """The Bellman residual of successor measures <F(s, a), B(s'')> as densities, summed over members and rows.
+
+    Its minimiser without the min over members is sum_t discount^t P(s_{t+1} = s'' | s, a) over the share of s''.
+
+    Args:
+        own: B of each row's next state; every: B of N states that were drawn on their own.
+        later: F' at the next states and actions, and B' of the N states; no gradient reaches them.
+    """
+    with torch.no_grad():
+        wanted = discount * (later[0] @ later[1].T).amin(0)
+    squares = 0.5 * (forward @ every.T - wanted).square().mean(-1)
+    return (squares - (forward * own).sum(-1)).sum(), len(own)
+
+
+def orthonormal_loss(own: Float[Tensor, "B D"], every: Float[Tensor, "N D"]) -> tuple[Float[Tensor, ""], int]:
+    """|| E B B^T - I ||^2 up to a constant, from two independent draws of states, summed over rows."""
+    return ((own @ every.T).square().mean(-1) - 2 * own.square().sum(-1)).sum(), len(own)
 
 
 def successor_targets(

@@ -1,4 +1,4 @@
-"""What Q-learning, CQL, BCQ and CRR compute from values and logits of actions, and their filters and weights."""
+"""What Q-learning and its relatives compute from values and logits of actions, and their filters and weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -17,6 +18,11 @@ def of_actions(values: Float[Tensor, "B K"], actions: Int[Tensor, " B"]) -> Floa
     return values.gather(-1, actions[:, None]).squeeze(-1)
 
 
+def of_action_heads(values: Float[Tensor, "B H K"], actions: Int[Tensor, " B"]) -> Float[Tensor, "B H"]:
+    """The same of each head."""
+    return values.gather(-1, actions[:, None, None].expand(-1, values.shape[1], 1)).squeeze(-1)
+
+
 def chosen_values(
     values: Float[Tensor, "B K"], preferences: Float[Tensor, "B K"], allowed: Bool[Tensor, "B K"] | None = None
 ) -> Float[Tensor, " B"]:
@@ -25,6 +31,40 @@ def chosen_values(
     if allowed is not None:
         preferences = preferences.masked_fill(~allowed, -torch.inf)
     return of_actions(values, preferences.argmax(-1))
+
+
+def quantile_levels(count: int, device: torch.device | str = "cpu") -> Float[Tensor, " N"]:
+    """The middles of `count` equal parts of [0, 1]: the levels at which quantiles are nearest to a distribution."""
+    return (torch.arange(count, device=device) + 0.5) / count
+
+
+def quantile_huber(
+    quantiles: Float[Tensor, "B N"], targets: Float[Tensor, "B M"], levels: Float[Tensor, " N"], delta: float
+) -> tuple[Float[Tensor, ""], int]:
+    """QR-DQN's loss |level - 1(u < 0)| H(u), u = target - quantile: mean over targets, summed over quantiles and rows,
+    and the number of rows.
+
+    Args:
+        quantiles: at `levels`, each between 0 and 1.
+        targets: samples of what is estimated; no gradient should reach them.
+        delta: where H turns from a parabola to a line, > 0; towards 0 the minimiser is the quantile.
+    """
+    shape = (len(quantiles), quantiles.shape[1], targets.shape[1])
+    estimates, samples = quantiles[:, :, None].expand(shape), targets[:, None].expand(shape)
+    below = (samples < estimates).to(levels.dtype)
+    losses = (levels[:, None] - below).abs() * huber_loss(estimates, samples, reduction="none", delta=delta)
+    return losses.mean(-1).sum(), len(quantiles)
+
+
+def convex_weights(uniform: Float[Tensor, " H"]) -> Float[Tensor, " H"]:
+    """REM's random mixture: numbers in [0, 1) as weights that are positive and add up to 1."""
+    positive = 1 - uniform
+    return positive / positive.sum()
+
+
+def mixture(values: Float[Tensor, "B H K"], weights: Float[Tensor, " H"]) -> Float[Tensor, "B K"]:
+    """The heads' values, weighted and added up."""
+    return weights @ values
 
 
 def eligible(logits: Float[Tensor, "B K"], threshold: float) -> Bool[Tensor, "B K"]:

@@ -66,7 +66,8 @@ PAPER = {
         "Sets of different sizes are compared by as many transitions as the smaller one has, drawn at random.",
         "Without returns of a random and an expert policy, the lowest and highest return of an episode take their "
         "place, and the report says so.",
-        "The replay scheme is an expert whose share of random actions falls, not the memory of an online learner.",
+        "In the claim the replay scheme is an expert whose share of random actions falls; in `telos data study` it is "
+        "what an online learner saw.",
     ],
     "traps": [
         "Coverage by each data set's own limits cannot be compared: share them.",

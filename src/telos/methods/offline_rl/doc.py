@@ -11,6 +11,8 @@ about the luck of the step. With rho the distribution of (r, s') in the data,
     pi, q:  min E[-log pi(a | s, z)] + beta B                                                        (3)
     V, p:   min E[(V(s, z) - R)^2] + KL(q(z | tau) || p(z | s)),  q and z held constant              (4)
 
+constraint="vae" is a variational coder of the future: pi, q and p minimise E[-log pi(a | s, z)] + beta KL(q || p).
+
 B at its maximum over f is the information of z on (r, s') given (s, a), and a term that no z changes. To act, codes
 are drawn from the prior p, the one with the highest V is kept, and pi(a | s, z) follows it.
 """
@@ -126,9 +128,10 @@ class DoC(Method):
     """Steps that the posterior reads, the step itself included, >= 1. Paper: 1 (bandit), 20."""
     encoder: Literal["mlp", "deepset", "rnn", "transformer"] = "mlp"
     """How the posterior reads them. Paper: transformer."""
-    constraint: Literal["minmax", "released", "none"] = "minmax"
+    constraint: Literal["minmax", "released", "vae", "none"] = "minmax"
     """Whether the energy's information is taken away from codes, as in the paper; put into them, by the sign of the
-    released code; or let be, as in a variational coder of the future. Paper: minmax."""
+    released code; let be, but codes held near the prior by beta KL(q || p), a variational coder of the future; or let
+    be (none). Paper: minmax."""
     constrained: Literal["reward", "next_state", "both"] = "both"
     """What codes must not tell. Paper: both."""
     beta: float = 1.0
@@ -239,8 +242,7 @@ def draw_code(codes: Float[Tensor, "B P"], noise: Tensor, latent: str) -> Float[
 
 
 def kl_to_prior(posterior: Float[Tensor, "B P"], prior: Float[Tensor, "B P"], latent: str) -> Float[Tensor, " B"]:
-    """KL(sg[q] || p) of codes' parameters; no gradient reaches q."""
-    posterior = posterior.detach()
+    """KL(q || p) of codes' parameters."""
     if latent == "categorical":
         log_q, log_p = posterior.log_softmax(-1), prior.log_softmax(-1)
         return (log_q.exp() * (log_q - log_p)).sum(-1)
@@ -294,8 +296,9 @@ class DoCLearner(Learner):
         self.energy_optimiser.zero_grad()
         for part in parts:
             losses = {name: loss.sum() / len(batch) for name, loss in self.losses(part).items()}
-            weight = {"minmax": m.beta, "released": -m.beta, "none": 0.0}[m.constraint]
-            total = losses["policy_loss"] + losses["value_loss"] + losses["kl"]
+            weight = {"minmax": m.beta, "released": -m.beta}.get(m.constraint, 0.0)
+            near = m.beta if m.constraint == "vae" else 1.0
+            total = losses["policy_loss"] + losses["value_loss"] + near * losses["kl"]
             total = total + weight * losses["bracket"] if weight else total
             total.backward(inputs=[*self.trained, *(self.contesting if together and m.beta else [])])
             for name, loss in losses.items():
@@ -344,7 +347,8 @@ class DoCLearner(Learner):
             "policy_loss": policy_loss,
             "bracket": self.information(part, z),
             "value_loss": (values - self.returns(part.returns[:, None])).square().squeeze(-1),
-            "kl": kl_to_prior(codes, policy.prior(states), m.latent),
+            # Only a variational coder's posterior follows the prior, too.
+            "kl": kl_to_prior(codes if m.constraint == "vae" else codes.detach(), policy.prior(states), m.latent),
         }
 
     def product(self) -> Product:

@@ -128,8 +128,7 @@ class TD3Learner(Learner):
         metrics = self.descend(self.critic_optimiser, self.critic_loss, drawn, len(batch))
         self.updates += 1
         if self.updates % self.method.policy_every == 0:
-            each, trained = [(part,) for part in parts], list(self.policy.parameters())
-            metrics |= self.descend(self.policy_optimiser, self.policy_loss, each, len(batch), trained)
+            metrics |= self.improve_policy(parts, len(batch))
             polyak_(self.target_critic, self.critic, self.method.tau)
             polyak_(self.target_policy, self.policy, self.method.tau)
         return metrics
@@ -150,6 +149,11 @@ class TD3Learner(Learner):
         )
         rewards = m.reward_scale * part.rewards + m.reward_shift
         return td_target(rewards, part.terminated, self.target_critic(states, actions).amin(0), m.discount)
+
+    def improve_policy(self, parts: list[Transitions], rows: int) -> Metrics:
+        """One step on (1)."""
+        each, trained = [(part,) for part in parts], list(self.policy.parameters())
+        return self.descend(self.policy_optimiser, self.policy_loss, each, rows, trained)
 
     def policy_loss(self, part: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
         """(1) summed over rows."""

@@ -18,6 +18,7 @@ is part of an online run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -146,8 +147,7 @@ class SACLearner(Learner):
         parts = split(batch, micro)
         following, own = (drawn.tensor_split(len(parts)) for drawn in noise)
         metrics = self.descend(self.critic_optimiser, self.critic_loss, list(zip(parts, following)), len(batch))
-        trained = [*self.policy.parameters(), self.log_temperature]
-        metrics |= self.descend(self.policy_optimiser, self.policy_loss, list(zip(parts, own)), len(batch), trained)
+        metrics |= self.improve_policy(parts, own, len(batch))
         polyak_(self.target_critic, self.critic, self.method.tau)
         return metrics
 
@@ -163,6 +163,11 @@ class SACLearner(Learner):
         actions, log_probs = self.policy.draw(states, noise[None])
         soft_values = self.target_critic(states, actions[0]).amin(0) - self.log_temperature.exp() * log_probs[0]
         return td_target(m.reward_scale * part.rewards + m.reward_shift, part.terminated, soft_values, m.discount)
+
+    def improve_policy(self, parts: list[Transitions], noises: Sequence[Tensor], rows: int) -> Metrics:
+        """One step on (2) and (3)."""
+        trained = [*self.policy.parameters(), self.log_temperature]
+        return self.descend(self.policy_optimiser, self.policy_loss, list(zip(parts, noises)), rows, trained)
 
     def policy_loss(self, part: Transitions, noise: Float[Tensor, "B A"]) -> tuple[Tensor, dict[str, Tensor]]:
         """(2) and (3) summed over rows."""

@@ -405,6 +405,13 @@ class GoalPolicy(Generator):
         asked = [p if isinstance(p, np.ndarray) else self.prompt(p, goal) for p in prompts]
         return LanguagePolicy(self.model).generate(asked, n=n, rng=rng, **sampling)
 
+    def log_prob(
+        self, prompts: Sequence[Text], completions: Sequence[Text], boundary: str = "joint", goal: Score | None = None
+    ) -> Tensor:
+        """As LanguagePolicy.log_prob, with the goal in every text or conversation."""
+        asked = [self.prompt(prompt, goal) for prompt in prompts]
+        return LanguagePolicy(self.model).log_prob(asked, completions, boundary)
+
     def config(self) -> dict[str, Any]:
         return {
             "top": self.top, "template": self.template, "place": self.place, "decimals": self.decimals,

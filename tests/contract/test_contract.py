@@ -317,7 +317,8 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(case: Case, micro: int
 def test_training_in_parts_ends_where_training_at_once_does(case: Case):
     at_once, in_parts = state(case.fit(steps=4)), state(case.fit(steps=4, micro=4))
     for name, value in at_once.items():
-        assert torch.allclose(value.float(), in_parts[name].float(), rtol=0, atol=1e-5), name
+        # A fiftieth of one step: Adam turns the rounding of a vanishing gradient, the processor's own, into a step.
+        assert torch.allclose(value.float(), in_parts[name].float(), rtol=0, atol=2e-5), name
 
 
 @pytest.mark.parametrize("case", [c for c in TRAINED if not c.cls.accumulates], ids=str)

@@ -621,7 +621,9 @@ def test_definitions_and_their_lines():
 
 
 def test_what_a_family_measured_together_stands_on_its_page_and_in_the_changes():
-    result = deepcopy(RESULTS["dpo", "laptop"]) | {"slug": "preferences", "scale": "standard"}
+    # The newest of all: the page tells of the last thirty changes.
+    own = {"slug": "preferences", "scale": "standard", "date": "2099-01-01T00:00:00Z", "history": []}
+    result = deepcopy(RESULTS["dpo", "laptop"]) | own
     library = Library(results=dict(RESULTS) | {("preferences", "standard"): result}, pictures={})
     site = Site(library)
     tree = Tree(site.pages["compare/preferences"]())

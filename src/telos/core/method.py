@@ -77,14 +77,9 @@ class Learner(abc.ABC):
 
     @final
     def descend(
-        self,
-        optimiser: torch.optim.Optimizer,
-        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
-        parts: Sequence[tuple[Any, ...]],
-        rows: int,
-        trained: Sequence[Tensor] | None = None,
-        grad_norm: bool = False,
-    ) -> Metrics:
+        self, optimiser: torch.optim.Optimizer, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        parts: Sequence[tuple[Any, ...]], rows: int, trained: Sequence[Tensor] | None = None, grad_norm: bool = False,
+    ) -> Metrics:  # fmt: skip
         """One step of an optimiser on the mean of a loss over a batch that is taken in parts: the mean of each sum.
 
         Args:
@@ -242,22 +237,11 @@ class Method(abc.ABC):
 
     @final
     def fit(
-        self,
-        source: Any = None,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        device: str = "auto",
-        out: str | Path | None = None,
-        evaluate: Callable[[int, Callable[[], Product]], Mapping[str, float]] | None = None,
-        evaluate_every: int = 0,
-        checkpoint_every: int = 500,
-        micro: int = 1,
-        resume: bool = False,
-        seeds: int | None = None,
-        numerics: Preset | None = None,
-        **given: Any,
-    ) -> Any:
+        self, source: Any = None, *, steps: int | None = None, seed: int = 0, device: str = "auto",
+        out: str | Path | None = None, evaluate_every: int = 0, checkpoint_every: int = 500, micro: int = 1,
+        evaluate: Callable[[int, Callable[[], Product]], Mapping[str, float]] | None = None, resume: bool = False,
+        seeds: int | None = None, numerics: Preset | None = None, **given: Any,
+    ) -> Any:  # fmt: skip
         """Trains and returns the product, or a list of products with `seeds`.
 
         Args:
@@ -282,19 +266,10 @@ class Method(abc.ABC):
         if steps is None and self.trains:
             raise TelosError("'steps' is missing", expected="the number of optimisation steps", fix="pass steps=1000")
         run = Run(
-            method=self,
-            data=source,
-            given=given,
-            steps=steps or 0,
-            seed=seed,
-            device=device,
-            out=Path(out) if out is not None else None,
-            evaluate=evaluate,
-            evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
-            micro=micro,
-            numerics=numerics,
-        )
+            method=self, data=source, given=given, steps=steps or 0, seed=seed, device=device,
+            out=Path(out) if out is not None else None, evaluate=evaluate, evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every, micro=micro, numerics=numerics,
+        )  # fmt: skip
         return run.go(resume=resume) if seeds is None else fit_seeds(run, seeds, resume)
 
     @final

@@ -17,7 +17,7 @@ from toys import TOY, write_toy
 from telos.core.errors import TelosError
 from telos.core.files import read_json
 from telos.core.registry import use
-from telos.judge.check import check, completed, rejudge, stale, verify
+from telos.judge.check import _close, check, completed, rejudge, stale, verify
 from telos.judge.claim import load_claim
 from telos.judge.results import changes, mark_stale, read_results
 
@@ -212,6 +212,14 @@ def test_a_dirty_source_tree_is_not_recorded(monkeypatch, tmp_path):
     assert changes(read_results(root / "results"))[0].verdict == "stale"
     write_toy(monkeypatch, tmp_path, TOY.replace('"gold", 1.0)', '"gold", 0.5)'))
     assert stale(toy, folder=root / "results") == "stale"
+
+
+def test_rounding_of_another_processor_makes_no_result_stale():
+    assert _close([1.0, 0.0], [1.0005, 0.0], here=True)
+    assert not _close([1.0, 0.0], [1.02, 0.0], here=True)
+    assert _close([1.0, 0.0], [1.02, 0.0], here=False)
+    assert not _close([1.0, 0.0], [1.1, 0.0], here=False)
+    assert not _close([1.0], [1.0, 0.0], here=False)
 
 
 def alive(pid: int) -> bool:

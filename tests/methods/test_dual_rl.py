@@ -400,6 +400,14 @@ def test_a_run_with_an_experts_file_resumes(tmp_path: Path):
     run = {"steps": 12, "seed": 3, "device": "cpu", "expert": str(expert)}
     with pytest.raises(KeyboardInterrupt):
         ReCOIL(**SMALL).fit(str(data), **run, out=tmp_path / "run", checkpoint_every=4, evaluate=kill, evaluate_every=9)
+    kept = expert.read_bytes()
+    save_npz(transitions(50, seed=1002), expert)
+    with pytest.raises(TelosError, match="its expert records differ"):
+        telos.resume(tmp_path / "run")
+    another: dict = {**run, "expert": transitions(50, seed=1002), "out": tmp_path / "run"}
+    with pytest.raises(TelosError, match="its expert records differ"):
+        ReCOIL(**SMALL).fit(str(data), **another, resume=True)
+    expert.write_bytes(kept)
     resumed = telos.resume(tmp_path / "run")
     assert torch.equal(parameters(resumed), parameters(ReCOIL(**SMALL).fit(str(data), **run)))
 

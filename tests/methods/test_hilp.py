@@ -335,6 +335,14 @@ def test_log_probs_are_those_of_the_actions_drawn(walker: HILPPolicy):
     assert torch.allclose(walker.log_prob(grid, drawn.action, goal=goal), drawn.log_prob, atol=1e-5)
 
 
+def test_probabilities_of_discrete_actions_sum_to_one():
+    policy, seen = HILP(**SMALL).fit(chain(4), steps=3, device="cpu"), torch.eye(4)
+    for asked, goal in ((policy, [0.0, 0.0, 1.0, 0.0]), (policy.prompt_direction([1.0, 2.0, 0.5]), None)):
+        shares = torch.stack([asked.log_prob(seen, torch.full((4,), a), goal=goal).exp() for a in (0, 1)], 1)
+        assert torch.allclose(shares.sum(1), torch.ones(4), atol=1e-6)
+        assert torch.equal(shares.argmax(1), asked.act(seen, goal=goal).action)
+
+
 def test_chosen_columns_make_the_goal():
     data = plane()
     wide = dataclasses.replace(

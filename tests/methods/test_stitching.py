@@ -272,6 +272,26 @@ def test_saved_and_loaded_it_acts_alike(options: dict, discrete: bool, tmp_path:
         policy.act(data.observations[:1])
 
 
+def test_probabilities_of_discrete_actions_sum_to_one_and_are_those_it_was_fitted_by():
+    data = demonstrations()
+    policy = Stitching(cluster_space="identity", **MLP).fit(data, steps=20, device="cpu")
+    seen, goal = data.observations[:7], data.next_observations[40]
+    found = torch.stack([policy.log_prob(seen, torch.full((7,), move), goal=goal) for move in range(4)], 1)
+    assert torch.allclose(found.exp().sum(1), torch.ones(7), atol=1e-5)
+    assert torch.equal(found.argmax(1), policy.act(seen, goal=goal).action)
+    window = policy.play.look(seen, goal, None)
+    loss, _ = action_loss(policy(window), data.actions[:7, None], torch.ones(7, 1, dtype=torch.bool))
+    assert torch.isclose(policy.log_prob(seen, data.actions[:7], goal=goal).sum(), -loss, rtol=1e-5)
+    assert policy.log_prob(seen[0], 2, goal=goal).shape == ()
+    allowed = torch.tensor([True, False, True, False])
+    masked = torch.stack([policy.log_prob(seen, torch.full((7,), move), goal=goal, mask=allowed) for move in (0, 2)], 1)
+    assert torch.allclose(masked.exp().sum(1), torch.ones(7), atol=1e-5)
+    for options, records in ((GPT, data), (MLP, bypass2d.dataset(20, Rng(1000)))):
+        other = Stitching(cluster_space="identity", **options).fit(records, steps=1, device="cpu")  # type: ignore[arg-type]
+        with pytest.raises(TelosError, match="no log_prob"):
+            other.log_prob(records.observations[:2], records.actions[:2], goal=records.observations[3])
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -20,12 +20,11 @@ from telos.methods.decisions.tscac import (
     log_anchor,
     mixed_with_uniform,
     no_anchor,
-    pareto_step,
     projection_weights,
-    raised_multipliers,
     shape,
 )
 from telos.nets.response_policies import log_density, untrained
+from telos.ops.objectives import pareto_step, raised_multipliers
 from telos.ops.off_policy import truncated_ratios
 from telos.ops.values import advantage_weights
 

@@ -7,9 +7,9 @@ import torch
 
 from telos.core.numerics import PLAIN, Numerics, using
 from telos.core.rng import Rng
-from telos.ops.linear import ENSEMBLE, LINEAR, TOLERANCE, ensemble_linear, linear, measured
+from telos.ops.linear import ENSEMBLE, LINEAR, TOLERANCE, WAYS, ensemble_linear, linear, measured
 
-each_way = pytest.mark.parametrize("way", sorted(LINEAR))
+each_way = pytest.mark.parametrize("way", WAYS)
 
 
 @each_way
@@ -81,7 +81,7 @@ def test_what_one_dnn_cannot_do_goes_the_plain_way():
 
 def test_the_path_in_force_decides(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
-    for way in LINEAR:
+    for way in WAYS:
         monkeypatch.setitem(LINEAR, way, lambda *_, way=way: asked.append(way) or torch.zeros(33, 24))
     x, weight, bias = (tensor.detach() for tensor in inputs())
     with using(Numerics(linear="fused")):
@@ -94,8 +94,8 @@ def test_the_path_in_force_decides(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_measurement_compares_before_it_chooses():
     found = measured(rows=64, width=32, rounds=3)
-    assert found["chosen"] in LINEAR
-    assert set(found["milliseconds"]) == set(LINEAR) and found["error"] < TOLERANCE
+    assert found["chosen"] in WAYS
+    assert set(found["milliseconds"]) == set(WAYS) and found["error"] < TOLERANCE
 
 
 def test_a_way_that_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPatch):
@@ -103,3 +103,24 @@ def test_a_way_that_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(LINEAR, "fused", lambda x, weight, bias, relu: plain(x, weight, bias, relu) * 1.01)
     found = measured(rows=64, width=32, rounds=3)
     assert found["error"] > TOLERANCE and found["chosen"] == "plain"
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shared", [False, True], ids=["own inputs", "the same inputs"])
+def test_several_networks_at_once_are_one_after_another(relu: bool, shared: bool):
+    draw = Rng(4).torch()
+    layer = [torch.randn(s, generator=draw).requires_grad_() for s in [(5, 7, 8), (5, 6, 8), (5, 6)]]
+    pairs = [torch.randn(s, generator=draw).requires_grad_() for s in [(5, 2, 7, 8), (5, 2, 8, 3), (5, 2, 1, 3)]]
+    for table, leaves in ((LINEAR, layer), (ENSEMBLE, pairs)):
+        x = leaves[0][0] if shared else leaves[0]
+        at_once = torch.vmap(
+            lambda x, w, b, table=table: table["stacked"](x, w, b, relu), (None if shared else 0, 0, 0)
+        )
+        found = at_once(x, *leaves[1:])
+        wanted = torch.stack(
+            [table["plain"](x if shared else x[i], leaves[1][i], leaves[2][i], relu) for i in range(5)]
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        gradients = [torch.autograd.grad(y.sin().sum(), leaves, retain_graph=True) for y in (found, wanted)]
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

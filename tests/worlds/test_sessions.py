@@ -97,3 +97,30 @@ def test_returns_are_discounted_sums_to_the_session_s_end():
     earned = played.expected[session, :length, 0].numpy()
     assert float(returns[session, 0, 0]) == pytest.approx(float((0.9 ** np.arange(length) * earned).sum()), rel=1e-5)
     assert (returns[session, length:] == 0).all()
+
+
+def test_the_environments_sessions_are_those_of_the_simulator():
+    env = sessions.environment()
+    draws = Rng(4).numpy()
+    rows, lengths = [], []
+    for seed in range(600):
+        seen, _ = env.reset(seed=seed)
+        user, last, length, over = torch.from_numpy(seen[:4])[None], torch.tensor([-1]), 0, False
+        assert (seen[4:] == 0).all() and env.observation_space.contains(seen)
+        while not over:
+            item = int(draws.integers(ITEMS))
+            means = expected(user, last)[0, item]
+            mood = 0.7 * seen[-1] + 0.3 * float(affinities(user)[0, item] - BAIT[item])
+            seen, watch, left, cut, info = env.step(item)
+            rows.append([watch, info["like"], info["share"], *means.tolist()])
+            last, length, over = torch.tensor([item]), length + 1, left or cut
+            assert np.allclose(seen, sessions.observations(user, last, torch.tensor([mood])).numpy()[0], atol=1e-5)
+            assert cut == (length == LONGEST and not left)
+        lengths.append(length)
+    found = np.array(rows)
+    gaps = found[:, :3] - found[:, 3:]
+    assert (np.abs(gaps.mean(0)) < 4 * gaps.std(0) / math.sqrt(len(gaps))).all()
+    assert np.std(np.log(found[:, 0] / found[:, 3])) == pytest.approx(0.3, abs=0.01)
+    assert np.mean(lengths) == pytest.approx((1 - 0.95**LONGEST) / 0.05, abs=4 * np.std(lengths) / math.sqrt(600))
+    first, again = env.reset(seed=7)[0], env.reset(seed=7)[0]
+    assert (first == again).all() and (first != env.reset(seed=8)[0]).any()

@@ -29,6 +29,7 @@ from telos.core.products import Product, load_product
 from telos.core.progress import Progress
 from telos.core.registry import class_slug, method_class
 from telos.core.rng import Rng
+from telos.data.records import Record
 
 LOG_EVERY = 10
 
@@ -134,6 +135,7 @@ class Run:
         try:
             rng = Rng(self.seed).at(class_slug(type(self.method)))
             spec = self.method.prepare(Spec(data, self.given, self.steps, device, rng))
+            self._recognise(spec, header, resume)
             self._shards = self._shared_out(spec)
             product = self._stages(self.method.stages(spec, rng), header, rng, device)
             product.provenance = {**header, "notes": dict(spec.notes)}
@@ -258,6 +260,18 @@ class Run:
             with explained(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
             parallel.wait()
+
+    def _recognise(self, spec: Spec, header: dict[str, Any], resume: bool) -> None:
+        """Notes fingerprints of records given beside the data (an expert's); on resume they must be the run's own."""
+        header["records"] = {key: v.fingerprint() for key, v in spec.given.items() if isinstance(v, Record)}
+        if not resume or self.out is None:
+            return
+        for key, known in read_json(self.out / "run.json").get("records", {}).items():
+            if (now := header["records"].get(key)) != known:
+                raise TelosError(
+                    f"{self.out}: the run cannot be resumed, its {key} records differ", expected=known, got=str(now),
+                    fix="resume with what the run was started with",
+                )  # fmt: skip
 
     def _begin(self, header: dict[str, Any]) -> None:
         if self.out is not None and self._writes and not (self.out / "run.json").exists():

@@ -268,7 +268,7 @@ class Stacked(nn.Module):
                 vars(learner).update(before)
             return total, {name: torch.as_tensor(value) for name, value in sums.items()}
 
-        with using(dataclasses.replace(current(), linear="plain")):
+        with using(dataclasses.replace(current(), linear="stacked")):
             return torch.vmap(one)(named, loose, stacked)
 
     def optimiser(self, requests: Sequence[Descent]) -> Any:

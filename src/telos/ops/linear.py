@@ -97,11 +97,49 @@ def fused_ensemble(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tenso
     return torch.stack([fused_linear(inputs, w.t(), b[0], relu) for inputs, w, b in members])
 
 
-LINEAR: dict[str, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {"plain": plain_linear, "fused": fused_linear}
-ENSEMBLE: dict[str, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
-    "plain": plain_ensemble,
-    "fused": fused_ensemble,
-}
+class Stacked(torch.autograd.Function):
+    """Layers under `vmap` over networks: one batched product with the bias in it, which `vmap` by itself adds apart.
+
+    For x (S, ..., B, I), weight (S, ..., I, O) and bias (S, ..., 1, O), all of them with the same leading dimensions.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+        raise RuntimeError("stacked layers are computed under vmap only")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        raise RuntimeError("stacked layers are computed under vmap only")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        *tensors, relu = args
+        size = info.batch_size
+        x, weight, bias = (
+            tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(tensors, in_dims, strict=False)
+        )
+        y = plain_ensemble(*(tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (x, weight, bias)), relu)
+        return y.view(*x.shape[:-1], y.shape[-1]), 0
+
+
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """Under `vmap` over weights."""
+    y: Any = Stacked.apply(x.reshape(-1, x.shape[-1]), weight.mT, bias[None], relu)
+    return y.view(*x.shape[:-1], len(weight))
+
+
+def stacked_ensemble(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """Under `vmap` over weights."""
+    y: Any = Stacked.apply(x, weight, bias, relu)
+    return y
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+WAYS = ("plain", "fused")
+"""Which may be chosen; "stacked" is for several networks at once, see telos.core.together."""
+LINEAR: dict[str, Kernel] = {"plain": plain_linear, "fused": fused_linear, "stacked": stacked_linear}
+ENSEMBLE: dict[str, Kernel] = {"plain": plain_ensemble, "fused": fused_ensemble, "stacked": stacked_ensemble}
 TOLERANCE = 1e-4
 """Largest difference between the two ways that is rounding, relative to the largest value."""
 
@@ -134,7 +172,7 @@ def measured(rows: int = 256, width: int = 256, rounds: int = 30) -> dict[str, A
     except (AttributeError, RuntimeError):  # torch was built without oneDNN
         return {"chosen": "plain"}
     error = max(float(((a - b).abs().max() / a.abs().max()).detach()) for a, b in zip(plain, fused, strict=True))
-    times: dict[str, list[float]] = {way: [] for way in LINEAR}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, taken in times.items():
             taken.append(seconds(way))

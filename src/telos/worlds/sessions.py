@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
 from telos.core.rng import Rng
+from telos.data.extras import extra
 from telos.data.records import Discrete, Transitions
 
 if TYPE_CHECKING:
+    import gymnasium as gym
     from jaxtyping import Bool, Float, Int
 
 ITEMS, WIDTH, LONGEST = 12, 4, 20
@@ -152,3 +154,40 @@ def play(choose: Chooser, sessions: int, rng: Rng) -> Played:
 def log(sessions: int, rng: Rng) -> Transitions:
     """What the logging policy's sessions leave behind, about 12.8 steps each, with its log-probs."""
     return play(logging_policy, sessions, rng).record()
+
+
+def environment() -> gym.Env[Any, Any]:
+    """One session an episode, whose reward is the time watched; `like` and `share` are in the info of each step.
+
+    Raises:
+        TelosError: gymnasium is missing.
+    """
+    with extra("rl", "the sessions' environment"):
+        import gymnasium as gym
+
+    class Session(gym.Env[Any, Any]):
+        """A user draws from the generator that `reset` seeds."""
+
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (len(NAMES),), np.float32)
+        action_space = gym.spaces.Discrete(ITEMS)
+
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            user = torch.from_numpy(self.np_random.normal(size=(1, WIDTH))).float()
+            self.pull, self.means = affinities(user)[0].numpy(), expected(user, torch.tensor([-1]))[0].numpy()
+            self.seen, self.last, self.steps = observations(user, torch.tensor([-1]), torch.zeros(1))[0].numpy(), -1, 0
+            return self.seen.copy(), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            item, (watch, like, share), chances = int(action), self.means[int(action)], self.np_random.random(3)
+            watch *= np.exp(NOISE * self.np_random.normal() - NOISE**2 / 2) * (0.5 if item == self.last else 1)
+            self.seen[WIDTH:-1] = np.arange(ITEMS) == item
+            self.seen[-1] = 0.7 * self.seen[-1] + 0.3 * (self.pull[item] - float(BAIT[item]))
+            self.last, self.steps = item, self.steps + 1
+            left = bool(chances[2] < LEAVE)
+            told = {"like": float(chances[0] < like), "share": float(chances[1] < share)}
+            return self.seen.copy(), float(watch), left, self.steps == LONGEST and not left, told
+
+    return Session()

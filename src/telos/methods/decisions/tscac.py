@@ -12,10 +12,9 @@ A_i = r_i + gamma_i V_i(s') - V_i(s), the logging policy b, and rho_i = min(c, p
                         projected on logged actions: min -E[w log pi(a | s)],
                         w = min(prod_i (pi_i / b)^(lambda_i / Lambda) exp(A_1 / Lambda), c_w)             (3)
 
-Where b was not logged, a policy cloned from the data (stage 0) stands for it. Deterministic actors mu(s), with critics
-Q_i(s, a), minimise in stage 2
-
-    c_1 E[rho -Q_1(s, mu(s))] + c_2 (mu(s) - a)^2 + c_3 sum_i lambda_i / Lambda (mu(s) - mu_i(s))^2       (4)
+Where b was not logged, a policy cloned from the data (stage 0) stands for it. In an environment (`OnPolicyTSCAC`) the
+policy that learns takes the steps itself, so that b is this policy and rho_i = 1: stage 1 is A2C. Deterministic actors
+are in telos.methods.decisions.tscac_variants.
 """
 
 from __future__ import annotations
@@ -23,19 +22,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from telos.core.errors import TelosError
+from telos.core.interaction import Interaction
 from telos.core.method import Learner, Method, Metrics, Source, Spec, Stage, Stages, split
 from telos.core.rng import Rng
 from telos.core.sources import Uniform
 from telos.data.records import Discrete, Record, Transitions
 from telos.nets.critics import frozen_copy, polyak_
 from telos.nets.policies import box
-from telos.nets.response_policies import ResponsePolicy, log_density, together, untrained
+from telos.nets.response_policies import ResponsePolicy, together, untrained
+from telos.ops.objectives import pareto_step, raised_multipliers
 from telos.ops.off_policy import effective_sample_size, truncated_ratios
 from telos.ops.values import td_target
 
@@ -91,7 +92,7 @@ PAPER = {
         "Gaussian policies for continuous actions go by the equations for probabilities, besides the deterministic "
         "actor of the code, whose constants are in half widths of the action range.",
         "Pareto weights are updated with centred products of gradients; the code's rule drifts to a single response.",
-        "Logged data only: the on-policy form has the current policy in the place of the logging one.",
+        "In an environment the probabilities that actions were drawn with stand for the logging policy's.",
     ],
     "traps": [
         "Compare at one Lambda: it is a temperature as well as the weight of the constraints.",
@@ -119,6 +120,9 @@ PAPER = {
         "print(policy.probabilities(log.observations[0]), policy.values(log.observations[0]))",
         'print(policy.only("like").act(log.observations[:4]).action, policy.action_names)',
         'policy.save("my-policy")',
+        "from telos.worlds import sessions",
+        "learnt = telos.OnPolicyTSCAC(environments=4, steps_per_update=16).fit(env=sessions.environment, steps=2)",
+        "print(learnt.probabilities(sessions.environment().reset(seed=0)[0]))",
     ],
 }
 
@@ -293,11 +297,73 @@ class TSCAC(Method):
         task = spec.given.get("task")
         if task is None:
             return CloneLearner(self, spec.data, rng)
+        from telos.methods.decisions.tscac_variants import DeterministicLearner  # which is built on this file
+
         kind = DeterministicLearner if self.actor == "deterministic" else StochasticLearner
         return kind(self, spec.data, task, spec.given.get("cloned"), rng)
 
     def source(self, spec: Spec) -> Source:
         return Uniform(spec.data, self.batch_size)
+
+
+@dataclass(frozen=True)
+class OnPolicyTSCAC(Method):
+    """TSCAC in an environment that tells the responses to each step; `steps` are those of stage 2.
+
+    Given: env, a registered name or a function that makes environments: the main response is their reward, the others
+    are numbers in the info of each step. Each stage begins anew, with a policy of its own.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("env",)
+
+    auxiliary: tuple[str, ...] = ("like", "share")
+    """The auxiliary responses, as they are called in the info. telos: those of the simulator."""
+    tscac: TSCAC = TSCAC(warm_start=False, normalise=False)
+    """All that is as for logged data, without batch_size and the cloned policy; normalise and deterministic actors need
+    such data. telos: without both."""
+    environments: int = 16
+    """Copies of the environment that are stepped together, >= 1. telos: 16."""
+    steps_per_update: int = 32
+    """Steps of every copy before each update, all of which it is made from, >= 1. telos: 32."""
+
+    def prepare(self, spec: Spec) -> Spec:
+        spec.need("env", "the environment to learn in")
+        if self.tscac.normalise or self.tscac.actor == "deterministic":
+            raise TelosError(
+                "TSCAC: in an environment nothing is recorded beforehand", got=f"normalise={self.tscac.normalise}, "
+                f"actor={self.tscac.actor}", expected="normalise=False and actor='stochastic'",
+            )  # fmt: skip
+        self.tscac.prepare(spec.replace(data=self.experience(spec, spec.rng).memory))
+        return spec
+
+    def experience(self, spec: Spec, rng: Rng) -> Interaction:
+        """The newest steps of all copies."""
+        count = self.environments * self.steps_per_update
+        return Interaction(
+            spec.given["env"], rng.at("environment"), batch_size=count, capacity=count, warmup=1, device=spec.device,
+            environments=self.environments, steps=self.steps_per_update, auxiliary=self.auxiliary, log_probs=True,
+        )  # fmt: skip
+
+    def stages(self, spec: Spec, rng: Rng) -> Stages:
+        made: list[ResponsePolicy] = []
+        anchored, steps, first = VARIANTS[self.tscac.variant].anchored, self.tscac.auxiliary_steps, 0
+        for response, name in [*(enumerate(self.auxiliary, 1) if anchored else ()), (0, "main")]:
+            given = {"task": Task(name, response), "made": tuple(made)}
+            own = spec.replace(data=self.experience(spec, rng.at(name)), given=given)
+            called = f"auxiliary{response - 1}" if response else "main"
+            count = spec.steps if not response or steps is None else steps
+            finished = yield Stage(called, self.learner(own, rng.at(name)), self.source(own), count, first)
+            assert isinstance(finished, ResponsePolicy)
+            made.append(finished)
+            first += count
+        return together([made[-1], *made[:-1]]) if made[1:] else made[-1]
+
+    def learner(self, spec: Spec, rng: Rng) -> Learner:
+        memory = spec.data.memory
+        return self.tscac.learner(spec.replace(data=Logged(memory, memory.log_probs, memory.rewards)), rng)
+
+    def source(self, spec: Spec) -> Source:
+        return Rollouts(self.tscac, spec.data, spec.given["made"])
 
 
 @dataclass(frozen=True)
@@ -315,6 +381,24 @@ class Task:
 
     name: str
     response: int
+
+
+class Rollouts(Source):
+    """The steps that the policy which learns has just taken: a log whose b is this policy.
+
+    While copies wait for a checkpoint, fewer are taken, and steps of the updates before fill up the batch.
+    """
+
+    def __init__(self, method: TSCAC, experience: Interaction, made: Sequence[ResponsePolicy]):
+        self.method, self.experience, self.made = method, experience, made
+        self.state, self.load_state, self.rests = experience.state, experience.load_state, experience.rests
+
+    def next(self, behaviour: Callable[[], Any], rng: Rng) -> Logged:
+        self.experience.next(behaviour, rng)
+        steps = self.experience.experience()
+        assert steps.log_probs is not None
+        rows = Logged(steps, steps.log_probs, no_anchor(steps, self.method.actor))
+        return replace(rows, anchor=self.method.anchor(rows, self.made)) if self.made else rows
 
 
 def each(values: float | tuple[float, ...], count: int, name: str) -> tuple[float, ...]:
@@ -365,30 +449,6 @@ def responses(steps: Transitions) -> Float[Tensor, "m B"]:
     """The main response and the auxiliary ones."""
     main = steps.rewards[None]
     return main if steps.auxiliary is None else torch.cat([main, steps.auxiliary.T])
-
-
-def raised_multipliers(
-    multipliers: Float[Tensor, " m"], bounds: Sequence[float], values: Float[Tensor, " m"], rate: float
-) -> Float[Tensor, " m"]:
-    """RCPO: c_i <- [c_i + rate (C_i - V_i)]_+ for the auxiliary responses; the main one's stays 1.
-
-    Args:
-        bounds: C_i, m - 1 least means of a step; values: V_i of all m responses.
-    """
-    short = torch.tensor(list(bounds), device=values.device) - values[1:]
-    return torch.cat([multipliers[:1], (multipliers[1:] + rate * short).clamp(min=0)])
-
-
-def pareto_step(weights: Float[Tensor, " k"], gradients: Float[Tensor, "k P"], rate: float) -> Float[Tensor, " k"]:
-    """w_i <- [w_i - rate g_i.sum_j w_j g_j]_+, divided by its sum: towards the shortest mix of gradients.
-
-    The products are relative to the longest gradient's square, so that `rate` has no unit, and centred: without that
-    the shortest mix is no fixed point, and all weight drifts to one response.
-    """
-    inner = gradients @ (weights @ gradients)
-    longest = gradients.square().sum(1).max().clamp(min=1e-30)
-    moved = (weights - rate * (inner - inner.mean()) / longest).clamp(min=0)
-    return torch.where(moved.sum() > 0, moved / moved.sum().clamp(min=1e-30), weights)
 
 
 def shape(method: TSCAC) -> tuple[bool, tuple[int, ...], bool]:
@@ -544,51 +604,3 @@ class StochasticLearner(ResponseLearner):
             return ratios * advantages
         temperature = m.auxiliary_temperature if auxiliary else sum(self.lambdas)
         return projection_weights(anchor, advantages[0], temperature, m.weight_clip)[None]
-
-
-class DeterministicLearner(ResponseLearner):
-    """(4), and in stage 1 its first two terms with rho = 1; actions are measured in half widths of their range."""
-
-    def update(self, batch: Logged, rng: Rng, micro: int = 1) -> Metrics:
-        rows, parts, rhos = len(batch), split(batch, micro), []
-        errors = (self.critic_error(part.steps) / rows for part in parts)
-        critic_loss = self.step(self.critic_optimiser, errors)
-        actor_loss = self.improve_actor(self.actor_losses(part, rhos) / rows for part in parts)
-        polyak_(self.target, self.policy, self.method.tau)
-        rho = torch.cat(rhos)
-        share = effective_sample_size(rho) / rows
-        return {"loss": actor_loss, "critic_loss": critic_loss, "effective_share": share, "ratio": rho.mean()}
-
-    def critic_error(self, steps: Transitions) -> Float[Tensor, ""]:
-        """Squared errors against r_i + gamma_i Q_i'(s', mu'(s')), summed."""
-        with torch.no_grad():
-            targets = self.targets(steps, self.target.state_values(steps.next_observations))
-        return (self.policy.action_values(steps.observations, steps.actions) - targets).square().sum()
-
-    def actor_losses(self, part: Logged, rhos: list[Tensor]) -> Float[Tensor, " J"]:
-        """(4) summed over rows, for each response where gradients are mixed; adds rho (B,) to `rhos`."""
-        m, steps, policy = self.method, part.steps, self.policy
-        chosen = policy.actions_at(steps.observations, steps.actions)
-        values = policy.action_values(steps.observations, chosen)
-        scale = policy.deterministic.scale
-        unit, recorded, anchors = scale.unit(chosen), scale.unit(steps.actions), scale.unit(part.anchor)
-        shares = [x / sum(self.lambdas) for x in self.lambdas] if anchors.shape[1] else []
-        rho = self.rho(unit.detach(), recorded, anchors, shares)
-        away = m.clone_coefficient * (unit - recorded).square().sum(-1)
-        if shares:
-            weights = torch.tensor(shares, device=unit.device)
-            away = away + m.anchor_coefficient * (unit[:, None] - anchors).square().sum(-1) @ weights
-        if not self.variant.pareto:
-            values = self.combined(values)[None]
-        rhos.append(rho)
-        return (away - m.value_coefficient * rho * values).sum(-1)
-
-    def rho(self, chosen: Tensor, recorded: Tensor, anchors: Tensor, shares: list[float]) -> Float[Tensor, " B"]:
-        """At most 1; 1 without auxiliary actors."""
-        if not shares:
-            return torch.ones(len(chosen), device=chosen.device)
-        sigma = self.method.sigma
-        if self.method.rho == "near":
-            return log_density(chosen, anchors, shares, sigma).clamp(max=0).exp()
-        own = log_density(recorded, chosen[:, None], [1.0], sigma)
-        return (log_density(recorded, anchors, shares, sigma) - own).clamp(max=0).exp()

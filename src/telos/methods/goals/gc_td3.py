@@ -32,12 +32,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from telos.core.errors import TelosError
-from telos.core.method import Learner, Method, Metrics, Spec, split
+from telos.core.method import Learner, Method, Metrics, Spec, split, summed
 from telos.core.products import Product
 from telos.core.rng import Rng
 from telos.core.sources import UniformGoals
 from telos.data.goals import GoalSteps
-from telos.data.records import Discrete, Record, Transitions
+from telos.data.records import Discrete, Transitions
 from telos.nets.critics import EnsembleQ, frozen_copy, polyak_
 from telos.nets.goal_policies import ReachingPolicy, goal_space
 from telos.nets.policies import CategoricalPolicy, DeterministicPolicy
@@ -158,14 +158,8 @@ class GoalQLearner(Learner):
         self.optimiser = torch.optim.Adam(self.policy.parameters(), method.learning_rate, fused=True)
 
     def update(self, batch: GoalSteps, rng: Rng, micro: int = 1) -> Metrics:
-        metrics: Metrics = {}
-        self.optimiser.zero_grad()
-        for part in split(batch, micro):
-            losses = self.losses(part)
-            (sum(losses.values(), torch.zeros(())) / len(batch)).backward()
-            for name, loss in losses.items():
-                metrics[name] = loss.detach() / len(batch) + metrics.get(name, 0.0)
-        self.optimiser.step()
+        parts = [(part,) for part in split(batch, micro)]
+        metrics = self.descend(self.optimiser, lambda part: summed(self.losses(part)), parts, len(batch))
         polyak_(self.target, self.policy.actor.net, self.method.tau)
         return metrics
 
@@ -185,14 +179,6 @@ class GoalQLearner(Learner):
 
     def product(self) -> Product:
         return self.policy
-
-
-@dataclass(frozen=True)
-class Noisy(Record):
-    """A batch of steps with standard normal noise (B, A) for target actions."""
-
-    steps: GoalSteps
-    noise: Tensor
 
 
 class GoalTD3Learner(Learner):
@@ -217,8 +203,9 @@ class GoalTD3Learner(Learner):
     def update(self, batch: GoalSteps, rng: Rng, micro: int = 1) -> Metrics:
         device = batch.actions.device
         noise = torch.randn(batch.actions.shape, generator=rng.at("noise").torch(device), device=device)
-        parts: list[Noisy] = split(Noisy(batch, noise), micro)
-        metrics = self.improve_critic(parts, len(batch))
+        parts = split(batch, micro)
+        drawn = list(zip(parts, noise.tensor_split(len(parts))))
+        metrics = self.descend(self.critic_optimiser, self.critic_loss, drawn, len(batch))
         self.updates += 1
         if self.updates % self.method.policy_every == 0:
             metrics |= self.improve_policy(parts, len(batch))
@@ -226,43 +213,37 @@ class GoalTD3Learner(Learner):
             polyak_(self.target_policy, self.policy, self.method.tau)
         return metrics
 
-    def improve_critic(self, parts: list[Noisy], rows: int) -> Metrics:
-        """One step on (2)."""
-        loss = 0.0
-        self.critic_optimiser.zero_grad()
-        for part in parts:
-            steps = part.steps
-            values = self.critic(self.policy.states(steps.observations, steps.goals), steps.actions)
-            total, _ = ensemble_mse(values, self.targets(part))
-            (total / rows).backward()
-            loss = loss + total.detach() / rows
-        self.critic_optimiser.step()
-        return {"critic_loss": loss}
+    def critic_loss(self, part: GoalSteps, noise: Float[Tensor, "B A"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(2) summed over rows and critics; noise is standard normal."""
+        values = self.critic(self.policy.states(part.observations, part.goals), part.actions)
+        total, _ = ensemble_mse(values, self.targets(part, noise))
+        return total, {"critic_loss": total}
 
     @torch.no_grad()
-    def targets(self, part: Noisy) -> Float[Tensor, " B"]:
+    def targets(self, part: GoalSteps, noise: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
         """(1) for each row."""
-        m, steps, actor = self.method, part.steps, self.actor(self.target_policy)
-        states = self.policy.states(steps.next_observations, steps.goals)
+        m, actor = self.method, self.actor(self.target_policy)
+        states = self.policy.states(part.next_observations, part.goals)
         bounds = (m.policy_noise, m.noise_clip, actor.scale.low, actor.scale.high)
-        later = self.target_critic(states, smoothed_actions(actor(states), part.noise, *bounds)).amin(0)
-        return goal_targets(m.reward, reaches(self.policy, steps, m.tolerance), later, m.discount)
+        later = self.target_critic(states, smoothed_actions(actor(states), noise, *bounds)).amin(0)
+        return goal_targets(m.reward, reaches(self.policy, part, m.tolerance), later, m.discount)
 
-    def improve_policy(self, parts: list[Noisy], rows: int) -> Metrics:
+    def improve_policy(self, parts: list[GoalSteps], rows: int) -> Metrics:
         """One step on (3), whose denominator is of the whole batch, so that its parts agree."""
-        m, actor, loss = self.method, self.actor(self.policy), 0.0
-        states = [self.policy.states(part.steps.observations, part.steps.goals) for part in parts]
+        actor = self.actor(self.policy)
         with torch.no_grad():
-            size = torch.cat([self.critic.first(x, actor(x)) for x in states]).abs().mean().clamp(min=1e-6)
-        self.policy_optimiser.zero_grad()
-        for part, x in zip(parts, states):
-            chosen = actor(x)
-            away = (actor.scale.unit(chosen) - actor.scale.unit(part.steps.actions)).square().mean(-1)
-            total = (m.bc_weight * away - self.critic.first(x, chosen) / size).sum() / rows
-            total.backward(inputs=list(actor.parameters()))
-            loss = loss + total.detach()
-        self.policy_optimiser.step()
-        return {"policy_loss": loss}
+            states = torch.cat([self.policy.states(part.observations, part.goals) for part in parts])
+            size = self.critic.first(states, actor(states)).abs().mean().clamp(min=1e-6)
+        each, trained = [(part, size) for part in parts], list(actor.parameters())
+        return self.descend(self.policy_optimiser, self.policy_loss, each, rows, trained)
+
+    def policy_loss(self, part: GoalSteps, size: Float[Tensor, ""]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(3) summed over rows; size is its denominator."""
+        m, actor, states = self.method, self.actor(self.policy), self.policy.states(part.observations, part.goals)
+        chosen = actor(states)
+        away = (actor.scale.unit(chosen) - actor.scale.unit(part.actions)).square().mean(-1)
+        total = (m.bc_weight * away - self.critic.first(states, chosen) / size).sum()
+        return total, {"policy_loss": total}
 
     def product(self) -> Product:
         return self.policy

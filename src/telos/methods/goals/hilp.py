@@ -23,6 +23,8 @@ or by DDPG on successor features F_i(s, z, a) in R^D, with Q = <F, z> and a' = p
 
     F_i: mean (phi~ + discount_s F'(s', z, a') - F_i(s, z, a))^2,    F' the member of smaller Q;    pi: - min_i Q_i  (5)
 
+telos.methods.goals.hilp_variants has (5), and the other features that phi may be.
+
 Stage 3. Prompts, without further training:
 
     a goal g:           z = (phi(g) - phi(s)) / || . ||, anew at each step                          (6)
@@ -49,13 +51,14 @@ from telos.core.rng import Rng
 from telos.core.sources import UniformGoals
 from telos.data.goals import GoalSteps
 from telos.data.records import Discrete, Record, Transitions
+from telos.methods.goals.hilp_variants import FEATURES, Features, ForwardBackward, Seen, SuccessorFeatures
 from telos.nets.critics import frozen_copy, polyak_
 from telos.nets.normaliser import Normaliser
 from telos.nets.normed import NormedMLP
 from telos.nets.policies import CategoricalPolicy, DeterministicPolicy, GaussianPolicy, box
 from telos.nets.policies import probe_observations as fixed_observations
-from telos.ops.latents import goal_values, laplacian_loss, solved, subgoals, successor_loss, successor_targets, toward
-from telos.ops.values import advantage_weights, ensemble_mse, expectile_loss, smoothed_actions
+from telos.ops.latents import goal_values, solved, subgoals, toward
+from telos.ops.values import advantage_weights, ensemble_mse, expectile_loss
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -106,9 +109,11 @@ PAPER = {
         "s is g where the two are equal, not where their row numbers are. Nothing else changes: there (1) is constant.",
         "States for planning are drawn once and kept in the product; the code draws them at each step.",
         "The mean latent that cumulant=state subtracts follows by 0.005 an update.",
-        "Prompting with a demonstration is ours: its displacement is a direction. Of the other feature learners "
-        "that were compared, random and Laplacian features are here, and raw states; contrastive, forward-dynamics "
-        "and forward-backward ones are not. The hierarchy over directions (as with OPAL) is not here either.",
+        "Prompting with a demonstration is ours: its displacement is a direction. The hierarchy over directions (as "
+        "with OPAL) is not here.",
+        "Of the other features that were compared raw states, random, Laplacian, contrastive, forward-dynamics and "
+        "forward-backward ones are here; inverse dynamics, auto-encoders and low-rank ones are not. They are not "
+        "scaled to one length, and the contrastive denominator holds the row's own goal too.",
     ],
     "traps": [
         "Distances saturate at 1 / (1 - discount): goals further away look alike, and planning mends that.",
@@ -147,12 +152,16 @@ class HILP(Method):
 
     latent: int = 32
     """Dimensions of the latent space, >= 1. Paper: 32; zero-shot RL 50."""
-    representation: Literal["hilbert", "laplacian", "random", "identity"] = "hilbert"
-    """What phi is: (2), or for comparison Laplacian or random features, or the state itself. Paper: hilbert."""
+    representation: Literal[
+        "hilbert", "laplacian", "contrastive", "forward", "forward_backward", "random", "identity"
+    ] = "hilbert"
+    """What phi is: (2); or for comparison what hilp_variants has (forward_backward: with sf_ddpg), random features, or
+    the state itself. Paper: hilbert."""
     rl_backend: Literal["iql", "sf_ddpg"] = "iql"
     """Which offline RL learns the policy: (4), or (5) for continuous actions. Paper: iql; zero-shot RL sf_ddpg."""
     cumulant: Literal["diff", "state"] = "diff"
-    """phi~ of the reward <phi~, z>: phi(s') - phi(s), or phi(s') less its mean. Paper: diff; its repository: state."""
+    """phi~ of the reward <phi~, z>: phi(s') - phi(s), or phi(s') less its mean; not read by forward_backward. Paper:
+    diff; its repository: state."""
     direction_norm: Literal["one", "root"] = "one"
     """Length of the directions that the policy sees: 1 or sqrt(latent). Paper: one; zero-shot RL root."""
     discount: float = 0.99
@@ -203,6 +212,8 @@ class HILP(Method):
         for name, fine in ranges.items():
             if not fine:
                 raise TelosError(f"HILP: option {name} is out of range", got=str(getattr(self, name)))
+        if self.representation == "forward_backward" and self.rl_backend != "sf_ddpg":
+            raise TelosError("HILP: forward_backward features are learnt by sf_ddpg", got=self.rl_backend)
         columns, size = self.goal_columns, spec.data.observations.shape[1]
         if columns is not None and (not columns or not all(0 <= c < size for c in columns)):
             raise TelosError(
@@ -211,7 +222,8 @@ class HILP(Method):
         return spec.replace(data=spec.data.to(spec.device))
 
     def source(self, spec: Spec) -> UniformGoals:
-        future = 0.0 if self.representation == "laplacian" else self.future_goals
+        wanted = FEATURES[self.representation].future if self.representation in FEATURES else None
+        future = self.future_goals if wanted is None else wanted
         goals = {"geometric": future, "random": 1 - future}
         return UniformGoals(spec.data, self.batch_size, goals, self.discount, self.goal_columns)
 
@@ -243,11 +255,22 @@ def hilbert_loss(
 
 @dataclass(frozen=True)
 class Prompted(Record):
-    """A batch of steps with a direction each, (B, D), and standard normal noise, (B, 2, A), for actions."""
+    """A batch of steps with a direction each, (B, D), and standard normal noise, (B, 2, A), for actions; every part of
+    it knows the goals of the whole batch, `every`."""
 
     steps: GoalSteps
     directions: Tensor
     noise: Tensor
+    every: tuple[Tensor]
+
+
+class Hilbert(Features):
+    """(2)."""
+
+    def forward(self, phi: NormedMLP, target: NormedMLP, seen: Seen) -> Float[Tensor, ""]:
+        m, (here, nexts, goals) = self.method, (seen.here, seen.nexts, seen.goals)
+        targets, arrived = (target(here), target(nexts), target(goals)), (here == goals).all(-1)
+        return hilbert_loss(phi(here), phi(goals), targets, arrived, m.discount, m.expectile)[0]
 
 
 class ImplicitQ(nn.Module):
@@ -262,7 +285,9 @@ class ImplicitQ(nn.Module):
         self.value = NormedMLP(1, (size + latent, *method.hidden, 1), rng.at("value").torch())
         self.target = frozen_copy(self.critic)
 
-    def losses(self, policy: HILPPolicy, part: Prompted, cumulants: Float[Tensor, "B D"]) -> dict[str, Tensor]:
+    def losses(
+        self, policy: HILPPolicy, part: Prompted, cumulants: Float[Tensor, "B D"], target: NormedMLP
+    ) -> dict[str, Tensor]:
         """(4), each summed over rows."""
         m, z = self.method, part.directions
         states, nexts = policy.prompted(part.steps.observations, z), policy.prompted(part.steps.next_observations, z)
@@ -280,38 +305,9 @@ class ImplicitQ(nn.Module):
         }
 
 
-class SuccessorFeatures(nn.Module):
-    """DDPG on successor features: (5)."""
-
-    actor = "deterministic"
-
-    def __init__(self, method: HILP, size: int, latent: int, actions: int, rng: Rng):
-        super().__init__()
-        self.method = method
-        self.critic = NormedMLP(2, (size + latent + actions, *method.hidden, latent), rng.at("critic").torch())
-        self.target = frozen_copy(self.critic)
-
-    def losses(self, policy: HILPPolicy, part: Prompted, cumulants: Float[Tensor, "B D"]) -> dict[str, Tensor]:
-        """(5), each summed over rows."""
-        m, z, actor = self.method, part.directions, policy.actor
-        assert isinstance(actor, DeterministicPolicy)
-        states, nexts = policy.prompted(part.steps.observations, z), policy.prompted(part.steps.next_observations, z)
-        noise, bounds = part.noise.unbind(1), (0.2, 0.3, actor.scale.low, actor.scale.high)
-        with torch.no_grad():
-            later = self.target(torch.cat([nexts, smoothed_actions(actor(nexts), noise[0], *bounds)], -1))
-            wanted = successor_targets(cumulants, later, z, m.skill_discount)
-        features = self.critic(torch.cat([states, part.steps.actions], -1))
-        # The policy's loss must not reach the features: it sees constants in their place.
-        frozen = {name: value.detach() for name, value in self.critic.named_parameters()}
-        pairs = torch.cat([states, smoothed_actions(actor(states), noise[1], *bounds)], -1)
-        followed = torch.func.functional_call(self.critic, frozen, (pairs,))
-        return {
-            "critic_loss": successor_loss(features, wanted, z, m.q_loss)[0],
-            "policy_loss": -(followed * z).sum(-1).amin(0).sum(),
-        }
-
-
-BACKENDS: dict[str, type[ImplicitQ | SuccessorFeatures]] = {"iql": ImplicitQ, "sf_ddpg": SuccessorFeatures}
+BACKENDS: dict[str, type[ImplicitQ | SuccessorFeatures | ForwardBackward]] = {
+    "iql": ImplicitQ, "sf_ddpg": SuccessorFeatures, "forward_backward": ForwardBackward,
+}  # fmt: skip
 
 
 class HILPLearner(Learner):
@@ -325,11 +321,12 @@ class HILPLearner(Learner):
         latent = len(columns) if identity else method.latent
         generator = rng.at("landmarks").torch(device)
         rows = torch.randperm(len(data), generator=generator, device=device)[: method.landmarks]
-        backend = BACKENDS[method.rl_backend]
+        measured = method.representation == "forward_backward"
+        backend = BACKENDS[method.representation if measured else method.rl_backend]
         self.policy = HILPPolicy(
             size, columns, latent, "categorical" if isinstance(space, Discrete) else backend.actor,
             space.size if isinstance(space, Discrete) else [list(space.low), list(space.high)],
-            () if identity else method.phi_hidden, method.hidden, method.cumulant,
+            () if identity else method.phi_hidden, method.hidden, "measure" if measured else method.cumulant,
             latent**0.5 if method.direction_norm == "root" else 1.0, len(rows), rng=rng.at("policy"),
         )  # fmt: skip
         self.policy.to(device)
@@ -340,10 +337,13 @@ class HILPLearner(Learner):
             with torch.no_grad():
                 self.policy.phi.weights[0].copy_(torch.eye(latent))
                 self.policy.phi.biases[0].zero_()
-        self.policy.phi.requires_grad_(method.representation in ("hilbert", "laplacian"))
+        kind = FEATURES.get(method.representation, Hilbert)
+        self.features = kind(method, len(columns), space.size, rng.at("features")).to(device)
+        self.policy.phi.requires_grad_(kind.trained or measured)
         self.skills = backend(method, size, latent, space.size, rng.at("skills")).to(device)
         self.target = frozen_copy(self.policy.phi)
-        others = [p for p in (*self.policy.actor.parameters(), *self.skills.parameters()) if p.requires_grad]
+        modules = self.policy.actor, self.skills, self.features
+        others = [p for module in modules for p in module.parameters() if p.requires_grad]
         phi = {"params": [*self.policy.phi.parameters()], "lr": method.phi_rate * method.learning_rate}
         self.optimiser = torch.optim.Adam([{"params": others}, phi], method.learning_rate, fused=True)
 
@@ -370,26 +370,26 @@ class HILPLearner(Learner):
         if m.rl_backend == "sf_ddpg":
             order = torch.randperm(rows, generator=generator, device=device)
             covariance = nexts.T @ nexts / rows + 1e-6 * torch.eye(p.latent, device=device)
-            wanted = toward(torch.linalg.solve(covariance, nexts.T).T)
+            wanted = toward(nexts if p.cumulant == "measure" else torch.linalg.solve(covariance, nexts.T).T)
             mixed = torch.rand(rows, 1, generator=generator, device=device) < m.mix
             directions = torch.where(mixed, wanted[order], directions)
-        if m.cumulant == "state":
+        if p.cumulant == "state":
             p.centre.lerp_(nexts.mean(0), 0.005)
         size = 1 if batch.actions.dim() == 1 else batch.actions.shape[1]
         noise = torch.randn(rows, 2, size, generator=generator, device=device)
-        return Prompted(batch, p.length * directions, noise)
+        return Prompted(batch, p.length * directions, noise, (batch.goals,))
 
     def losses(self, part: Prompted) -> dict[str, Float[Tensor, ""]]:
-        """(2), and (4) or (5), each summed over rows."""
-        m, p, steps = self.method, self.policy, part.steps
-        here, nexts, goals = p.chosen(steps.observations), p.chosen(steps.next_observations), p.scaled(steps.goals)
-        losses = self.skills.losses(p, part, p.cumulants(steps.observations, steps.next_observations))
-        if m.representation == "hilbert":
-            targets = self.target(here), self.target(nexts), self.target(goals)
-            arrived = (here == goals).all(-1)
-            losses["phi_loss"] = hilbert_loss(p.phi(here), p.phi(goals), targets, arrived, m.discount, m.expectile)[0]
-        elif m.representation == "laplacian":
-            losses["phi_loss"] = laplacian_loss(p.phi(here), p.phi(nexts), p.phi(goals))[0]
+        """phi's loss, and (4) or (5), each summed over rows."""
+        p, steps = self.policy, part.steps
+        cumulants = p.cumulants(steps.observations, steps.next_observations)
+        losses = self.skills.losses(p, part, cumulants, self.target)
+        if self.features.trained:
+            seen = Seen(
+                p.chosen(steps.observations), p.chosen(steps.next_observations), p.scaled(steps.goals),
+                p.encoded(steps.actions), p.scaled(part.every[0]),
+            )  # fmt: skip
+            losses["phi_loss"] = self.features(p.phi, self.target, seen)
         return losses
 
     def product(self) -> Product:
@@ -410,7 +410,7 @@ class HILPPolicy(Policy):
         kind: of the actor: "gaussian", "deterministic" or "categorical".
         space: [low (A,), high (A,)], or the number of discrete actions.
         phi_hidden, hidden: widths of the hidden layers of phi and of the actor.
-        cumulant: "diff" or "state".
+        cumulant: "diff" or "state"; "measure": phi is the B of forward-backward representations.
         length: of the directions that the actor sees.
         landmarks: how many states are kept for planning.
         prompt: what it acts on without a goal; see `Prompt`.
@@ -524,12 +524,14 @@ class HILPPolicy(Policy):
             )  # fmt: skip
         kept = torch.linspace(0, len(data) - 1, min(rows, len(data))).long()
         features = self.cumulants(data.observations[kept], data.next_observations[kept])
-        return self.prompt_direction(solved(features, given[kept].to(features.device)))
+        told = given[kept].to(features.device)
+        return self.prompt_direction(told @ features if self.cumulant == "measure" else solved(features, told))
 
     def prompt_demonstration(self, observations: Any) -> HILPPolicy:
-        """This policy along the displacement of a demonstration, raw observations (T, O), from first to last."""
+        """This policy along the displacement of a demonstration, raw observations (T, O), from first to last; with
+        forward-backward features, to where it has been."""
         latents = self.latents(observations)
-        return self.prompt_direction(latents[-1] - latents[0])
+        return self.prompt_direction(latents.sum(0) if self.cumulant == "measure" else latents[-1] - latents[0])
 
     def plan(self, rounds: int = 3, best: int = 50) -> HILPPolicy:
         """This policy with planning, (8): goals are approached by way of recorded states.
@@ -580,7 +582,7 @@ class HILPPolicy(Policy):
         if self.planning:
             known = self.goal_latents(self.landmarks) if self.known is None else self.known
             goals, self.known = subgoals(here, goals, known, **self.planning), known
-        return toward(goals - here)
+        return toward(goals if self.cumulant == "measure" else goals - here)
 
     @torch.no_grad()
     def act(

@@ -432,6 +432,25 @@ class StitchingPolicy(Policy):
         chosen, state = self.play.finish(window, F.one_hot(outputs.argmax(-1), outputs.shape[-1]).float())
         return Act(chosen.argmax(-1), state)
 
+    def log_prob(self, obs: Any, action: Any, *, goal: Any = None, mask: Any = None) -> Float[Tensor, "*B"]:
+        """(B,) log-probabilities of discrete actions on the way to the goal; () for one observation.
+
+        Raises:
+            TelosError: no goal; continuous actions, which have none; a transformer, which reads the steps before.
+        """
+        if not self.discrete or self.play.window > 1:
+            kind = "transformer's actions depend on the steps before" if self.discrete else "mean has no density"
+            raise TelosError(f"TDA-OCBC: no log_prob, for a {kind}", expected="discrete actions and network='mlp'")
+        window = self.play.look(obs, goal, None)
+        if window.goals is None:
+            raise TelosError("the policy needs a goal", expected=f"goal of {self.play.goal_size} values")
+        logits = self(window)[:, -1]
+        if mask is not None:
+            logits = logits.masked_fill(~torch.as_tensor(mask, device=logits.device), -torch.inf)
+        actions = torch.as_tensor(action, device=logits.device).reshape(-1, 1)
+        found = logits.log_softmax(-1).gather(-1, actions)
+        return found[0, 0] if window.single else found[:, 0]
+
     def config(self) -> dict[str, Any]:
         return {"play": self.play.config(), "network": self.network, "discrete": self.discrete}
 

@@ -594,12 +594,13 @@ def test_the_parts_of_the_file_are_in_order(entry: Entry):
 
 
 OVER = {
-    "rloo": {"files": 11}, "online_dpo": {"files": 11}, "ppo": {"files": 13}, "inpo": {"files": 13, "lines": 2200},
-    "f_dpg": {"files": 12, "lines": 2100}, "dno": {"files": 13, "lines": 2250}, "rso": {"files": 14, "lines": 2350},
-    "nash_md": {"files": 13, "lines": 2250}, "cql": {"files": 11}, "bcq": {"files": 11}, "tscac": {"files": 11},
+    "rloo": {"files": 11}, "online_dpo": {"files": 11}, "ppo": {"files": 13}, "inpo": {"files": 13, "lines": 2250},
+    "f_dpg": {"files": 12, "lines": 2200}, "dno": {"files": 13, "lines": 2350}, "rso": {"files": 14, "lines": 2450},
+    "nash_md": {"files": 13, "lines": 2350}, "deal": {"lines": 2100}, "cql": {"files": 11}, "bcq": {"files": 11},
+    "tscac": {"files": 11},
 }  # fmt: skip
-"""Methods that need more than the design grants, with what they need: sampling and losses shared in ops are each a file
-more to read, PPO's critic and hooks two, CQL's and BCQ's two policies, TSCAC's comparators."""
+"""Methods that need more than the design grants, with what they need: sampling, which has two ways, and losses shared
+in ops are each a file more to read, PPO's critic and hooks two, CQL's and BCQ's two policies, TSCAC's comparators."""
 
 
 @each_entry

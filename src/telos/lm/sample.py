@@ -9,13 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from telos.core.errors import TelosError
+from telos.core.errors import HealthError, TelosError
+from telos.core.numerics import current
 from telos.core.products import Completions
+from telos.lm.decoder import Growing, decoder
 from telos.lm.model import LanguageModel
 from telos.lm.tokens import Ids
 
 if TYPE_CHECKING:
     from telos.lm.soup import GeometricMixture
+
+SHRINK = 0.75
+"""Sequences that have ended leave the batch once no more than this share of it goes on."""
+CHUNK_DRAWS = 1 << 17
+"""Most random numbers held at once."""
 
 
 def transformed(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -29,7 +36,7 @@ def transformed(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p:
     if temperature == 0:
         best = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
         return best.log()
-    logits = logits / temperature
+    logits = logits if temperature == 1 else logits / temperature
     if top_k > 0:
         least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -63,8 +70,24 @@ def sample_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One completion for each prompt: tokens (B, N), log-probs (B, N) under the transform, and counts (B,).
 
-    A completion ends with the end token, which counts, or after N = max_new_tokens.
+    A completion ends with the end token, which counts, or after N = max_new_tokens; what stands after it says nothing.
+    Both numerical paths draw the same numbers, so the tokens are the same but where two are equally good in rounding.
     """
+    growing = decoder(model, prompts, max_new_tokens) if current().decoder == "fused" else None
+    if growing is None:
+        return plain_tokens(model, prompts, rng, max_new_tokens=max_new_tokens, **transform)
+    return fused_tokens(growing, model.eos_id, len(prompts), rng, max_new_tokens=max_new_tokens, **transform)
+
+
+def plain_tokens(
+    model: LanguageModel | GeometricMixture,
+    prompts: Sequence[Ids],
+    rng: torch.Generator,
+    *,
+    max_new_tokens: int,
+    **transform: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sample_tokens` by the network as transformers computes it."""
     device = model.device
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     width = int(lengths.max())
@@ -97,6 +120,76 @@ def sample_tokens(
             drawn, past_key_values=cache, use_cache=True, position_ids=(lengths + step)[:, None], **extra
         )[:, -1]
     return new, log_probs, counts
+
+
+def fused_tokens(
+    growing: Growing, eos_id: int, count: int, rng: torch.Generator, *, max_new_tokens: int, **transform: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sample_tokens` by a decoder, which sequences that have ended leave. A temperature of 0 draws no numbers.
+
+    Raises:
+        HealthError: a probability that is not finite.
+    """
+    greedy = transform.get("temperature", 1.0) == 0
+    new = torch.zeros(count, max_new_tokens, dtype=torch.int64, device=rng.device)
+    log_probs = torch.zeros(count, max_new_tokens, device=rng.device)
+    counts = torch.zeros(count, dtype=torch.int64, device=rng.device)
+    with torch.inference_mode():
+        rows = torch.arange(count, device=rng.device)
+        alive = torch.ones(count, dtype=torch.bool, device=rng.device)
+        for step in range(max_new_tokens):
+            distribution = transformed(growing.logits(), **transform)
+            drawn = distribution.argmax(-1) if greedy else race(distribution.exp(), rows, count, rng)
+            new[rows, step] = drawn
+            log_probs[rows, step] = distribution.gather(-1, drawn[:, None])[:, 0].where(alive, 0.0)
+            counts[rows] += alive
+            alive = alive & (drawn != eos_id)
+            left = int(alive.sum())
+            if step + 1 == max_new_tokens or not left:
+                break
+            if left <= SHRINK * len(rows):
+                going = alive.nonzero()[:, 0]
+                growing.keep(going)
+                rows, drawn, alive = rows[going], drawn[going], alive[going]
+            growing.extend(drawn)
+    if not log_probs.isfinite().all():
+        raise HealthError("the model gives probabilities that are not finite", fix="lower the learning rate")
+    return new, log_probs, counts
+
+
+def race(probs: Tensor, rows: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """(M,) the tokens that `torch.multinomial` would draw for these rows, of `count`, from the same generator.
+
+    It draws waiting times T ~ Exp(1) for every token of every row, and takes the largest p / T.
+
+    Args:
+        probs: (M, V), of the rows that are left.
+        rows: (M,) increasing.
+    """
+    columns = probs.shape[1]
+    if probs.device.type != "cpu":
+        times = torch.empty(count, columns, device=probs.device).exponential_(generator=rng)
+        return (probs / times[rows]).argmax(-1)
+    size, drawn, first = max(1, CHUNK_DRAWS // columns), [], 0
+    for start in range(0, count, size):
+        end = min(start + size, count)
+        times = negative_times(end - start, columns, rng)
+        last = int(torch.searchsorted(rows, end))
+        if last - first < end - start:
+            times = times[rows[first:last] - start]
+        drawn.append((probs[first:last] / times).min(-1).indices)
+        first = last
+    return torch.cat(drawn)
+
+
+def negative_times(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    """(rows, columns) of -T with T ~ Exp(1), as `Tensor.exponential_` makes them on a CPU, in a third of its time."""
+    return torch.empty(rows, columns, dtype=torch.float64).uniform_(generator=rng).neg_().log1p_().float()
+
+
+def texts(tokenizer: Any, rows: Sequence[Ids]) -> list[str]:
+    """As `batch_decode`, which looks at each id of a list."""
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
 def sample(
@@ -152,13 +245,11 @@ def sample(
         finished[target] = new.cpu().gather(1, counts.cpu()[:, None] - 1)[:, 0] == model.eos_id
     width = int(totals.max())
     tokens, log_probs = tokens[:, :width], log_probs[:, :width]
-    texts = model.tokenizer.batch_decode(
-        [tokens[i, lengths[i] : totals[i] - int(finished[i])].tolist() for i in range(len(rows))],
-        skip_special_tokens=True,
-    )
+    ends = (totals - finished.long()).tolist()
+    shown = texts(model.tokenizer, prompts)
     return Completions(
-        texts,
-        model.tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True),
+        texts(model.tokenizer, [row[start:end] for row, start, end in zip(tokens.numpy(), lengths.tolist(), ends)]),
+        [text for text in shown for _ in range(n)],
         tokens,
         totals,
         lengths,

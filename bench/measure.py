@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import torch
 
 import telos
 from report import HERE, about, record
+from resident import Watch, status
 from telos.core.rng import Rng
 from telos.data.formats import save_npz
 from telos.data.measures import measure
@@ -50,31 +50,18 @@ def write(path: Path, rows: int, observations: int, actions: int) -> int:
     return path.stat().st_size
 
 
-def status(name: str) -> int:
-    """Bytes of this process's memory by its name in /proc."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
 def worker(counter: str, file: str) -> dict[str, float]:
     """Loads and measures: seconds, and peaks in bytes."""
-    most, done = [status("RssAnon")], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            most[0] = max(most[0], status("RssAnon"))
-
-    threading.Thread(target=watch, daemon=True).start()
-    before, begun = most[0], time.perf_counter()
-    data = telos.load(file)
-    loaded = time.perf_counter()
-    assert isinstance(data, Transitions)
-    found = measure(data, counter="hashed" if counter == "hashed" else "exact")
-    ended = time.perf_counter()
-    done.set()
+    with Watch() as watch:
+        begun = time.perf_counter()
+        data = telos.load(file)
+        loaded = time.perf_counter()
+        assert isinstance(data, Transitions)
+        found = measure(data, counter="hashed" if counter == "hashed" else "exact")
+        ended = time.perf_counter()
     return {
         "load_seconds": loaded - begun, "measure_seconds": ended - loaded, "resident": status("VmHWM"),
-        "own": most[0] - before, "unique": found.unique,
+        "own": watch.most, "unique": found.unique,
     }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 import telos
 from pairs import model_folder
 from report import HERE, about, record
+from resident import status
 from telos.core.method import Method, Spec
 from telos.core.rng import Rng
 from telos.lm.setup import OPTIMIZERS
@@ -101,16 +102,12 @@ class ResidentMeter(Meter):
 
     # Linux only. The parent sets malloc to give memory back at once.
 
-    def status(self, name: str) -> int:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1]) * 1024
-
     def now(self) -> int:
         self.reset()
-        return self.status("VmRSS")
+        return status("VmRSS")
 
     def peak(self) -> int:
-        return self.status("VmHWM")
+        return status("VmHWM")
 
     def reset(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")

@@ -5,27 +5,22 @@ import sys
 import d3rlpy
 import numpy as np
 
-from serve import serve
+from offline_data import BATCH, UPDATES, columns
+from serve import Gate, serve
 
-ROWS, OBSERVATIONS, ACTIONS, UPDATES = 100_000, 17, 6, 100
-
-rng = np.random.default_rng(0)
+table = columns()
 data = d3rlpy.dataset.MDPDataset(
-    rng.standard_normal((ROWS, OBSERVATIONS)).astype(np.float32),
-    rng.uniform(-1, 1, (ROWS, ACTIONS)).astype(np.float32),
-    rng.standard_normal(ROWS).astype(np.float32),
-    np.zeros(ROWS, np.float32),
-    (np.arange(ROWS) % 1000 == 999).astype(np.float32),
-)
+    table["observations"], table["actions"], table["rewards"], table["terminated"].astype(np.float32),
+    table["truncated"].astype(np.float32),
+)  # fmt: skip
 config = {"iql": d3rlpy.algos.IQLConfig, "td3_bc": d3rlpy.algos.TD3PlusBCConfig}[sys.argv[1]]
-algorithm = config(batch_size=256).create(device="cpu:0")
+algorithm = config(batch_size=BATCH).create(device="cpu:0")
 algorithm.build_with_dataset(data)
 
 
-def work(updates: int = UPDATES) -> None:
-    for _ in range(updates):
-        algorithm.update(data.sample_transition_batch(256))
+def work() -> None:
+    for _ in range(UPDATES):
+        algorithm.update(data.sample_transition_batch(BATCH))
 
 
-work(30)
-serve(work)
+serve(work, Gate("d3rlpy", "torch", updates=UPDATES))

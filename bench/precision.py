@@ -1,6 +1,6 @@
 """What coarser matrix products do to results: the same runs with `numerics="auto"` and `"medium"`, seed by seed.
 
-    python bench/precision.py [--steps 2000] [--seeds 5]
+    python bench/precision.py [--steps 2000] [--seeds 5] [--out FOLDER]
 
 On HalfCheetah-v5 with our own records (telos.worlds.half_cheetah): the return of ten episodes after training, and the
 time of training. Seeds are trained together. Writes a section of RESULTS.md and a row of results.json.
@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import telos
-from report import about, record
+from report import HERE, about, record
 from telos.core.rng import Rng
 from telos.judge.evaluate import evaluate
 from telos.judge.stats import paired_t
@@ -38,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
     options = parser.parse_args()
     os.environ["TELOS_PROGRESS"] = "0"
     data = half_cheetah.records(20, Rng(0).at("data"))
@@ -55,7 +57,7 @@ def main() -> None:
         f"HalfCheetah-v5, {options.steps:,} updates on 20 recorded episodes of an erring expert, {options.seeds} seeds "
         "trained together, return of ten episodes"
     )
-    print(record("precision", {"work": work, "rows": rows, **about(torch.get_num_threads())}))
+    print(record("precision", {"work": work, "rows": rows, **about(torch.get_num_threads())}, options.out))
 
 
 if __name__ == "__main__":

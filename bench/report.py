@@ -7,16 +7,21 @@ import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 
+from row_tables import number, speed
+from rows import ROWS
 from telos.core.files import read_json, write_atomic, write_json
 from telos.judge.check import machine
 from telos.judge.results import git_state
 
 HERE = Path(__file__).resolve().parent
+MADE = tuple(f"bench/{name}" for name in ("results.json", "RESULTS.md", "PROFILES.md", "growth.png"))
+"""What measurements write: no change of the code."""
 
 
 def about(threads: int, device: str = "cpu") -> dict:
     """When, where and of which code: for every measured row."""
     git = git_state(HERE.parent)
+    changed = [path for path in git["dirty"] if path not in MADE] if git else []
     cpu = f"{machine()['cpu']}, {platform.machine()}, {threads} threads"
     if device != "cpu":
         import torch
@@ -25,42 +30,24 @@ def about(threads: int, device: str = "cpu") -> dict:
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": cpu,
-        "commit": git["commit"][:12] if git else "unknown",
+        "commit": git["commit"][:12] + (" and changes" if changed else "") if git else "unknown",
     }
 
 
 def record(name: str, row: dict, folder: Path = HERE) -> str:
-    """Puts one row into results.json, others are kept, and makes RESULTS.md anew: its text."""
+    """Puts one row into results.json, others are kept, and makes RESULTS.md anew: its text. What nothing makes any
+    more goes."""
     file = folder / "results.json"
     rows = {**(read_json(file) if file.is_file() else {}), name: row}
+    rows = {key: rows[key] for key in (*ROWS, *SECTIONS) if key in rows}
     write_json(file, rows)
-    parts = [speed({key: row for key, row in rows.items() if key not in SECTIONS})]
+    parts = [speed({key: rows[key] for key in ROWS if key in rows})]
     parts += [section(rows[key]) for key, section in SECTIONS.items() if key in rows]
     return write_atomic(folder / "RESULTS.md", "\n".join(parts)).read_text()
 
 
 def measured(row: dict) -> str:
     return f"{row['date']}, {row['machine']}, commit {row['commit']}"
-
-
-def speed(rows: dict) -> str:
-    lines = [
-        "# Speed, measured side by side",
-        "",
-        "Made by `make bench`; each pair runs alternately in one run. A ratio above 1 means that telos is faster; in",
-        "brackets the 95 % interval over rounds. Memory is the process's peak.",
-        "",
-        "| work | against | telos | peer | ratio | aim | memory MB, telos / peer | measured |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        unit = f"{row['unit']}/s"
-        lines.append(
-            f"| {name}: {row['work']} | {row['peer']} | {row['ours_per_second']:.0f} {unit} | "
-            f"{row['peer_per_second']:.0f} {unit} | **{row['ratio']:.2f}** [{row['low']:.2f}, {row['high']:.2f}] | "
-            f"{row['aim']} | {row['ours_megabytes']:.0f} / {row['peer_megabytes']:.0f} | {measured(row)} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def memory(row: dict) -> str:
@@ -128,4 +115,51 @@ def measure(row: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-SECTIONS = {"memory": memory, "real_pairs": real_pairs, "measure": measure}
+def precision(row: dict) -> str:
+    lines = [
+        "# What coarser matrix products do to results",
+        "",
+        textwrap.fill(
+            f"Made by `python bench/precision.py`: {row['work']}. The same runs with `numerics` auto and medium; the "
+            f"difference is medium less auto, with its 95 % interval over seeds. {measured(row)}.",
+            120,
+        ),
+        "",
+        "| method | mean return, auto | medium | difference | times as fast |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in row["rows"].items():
+        means = " | ".join(f"{sum(values) / len(values):.0f}" for values in found["returns"].values())
+        difference = "{estimate:.0f} [{low:.0f}, {high:.0f}]".format(**found["difference"])
+        lines.append(f"| {name} | {means} | {difference} | {found['speed']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def growth(row: dict) -> str:
+    lines = [
+        "# How cost grows",
+        "",
+        "![time and memory on logarithmic axes](growth.png)",
+        "",
+        textwrap.fill(
+            "Made by `python bench/growth.py`: every point is a process of its own. An exponent is the slope of least "
+            "squares through the logarithms: at 0 cost does not grow, at 1 it grows as the thing itself. Memory is "
+            f"what the process allocates, without pages of mapped files. {measured(row)}.",
+            120,
+        ),
+        "",
+        "| what | grows | from, to | cost of | at first | at last | exponent |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in row["lines"].values():
+        for name, values in line["series"].items():
+            ends = (f"{number(value)} {'MB' if name == 'MB' else 's'}" for value in (values[0], values[-1]))
+            what = "memory" if name == "MB" else name
+            lines.append(
+                f"| {line['work']} | {line['label']} | {line['x'][0]:,.0f}, {line['x'][-1]:,.0f} | {what} | "
+                f"{' | '.join(ends)} | {line['exponents'][name]:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+SECTIONS = {"growth": growth, "memory": memory, "real_pairs": real_pairs, "measure": measure, "precision": precision}

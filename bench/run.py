@@ -1,11 +1,11 @@
 """Measures telos against its peers: each pair alternately in one run, ratios with intervals.
 
-    python bench/run.py [iql td3_bc prdc dpo ...] [--rounds 10]
+    python bench/run.py [NAME ...] [--rounds N] [--threads N] [--out FOLDER] [--list]
 
-The peers live in environments of their own (they pin other packages), which this script makes on first use. Writes
-RESULTS.md and results.json beside itself; rows that were not measured now are kept, as are the sections of memory.py
-and real_pairs.py. A worker prints "ready" once it is warm; for every "go" it does a fixed amount of work and prints the
-seconds that it took.
+A NAME is a row (iql/jax), or how several begin (iql, sampling/tiny-32); all by default, with growth.py and profiles.py
+at the end. The peers live in environments of their own (they pin other packages), which are made on first use. Writes
+results.json and RESULTS.md, beside itself or, for a trial, in FOLDER; rows that were not measured now are kept. What
+memory.py, measure.py, precision.py and real_pairs.py find has its own commands.
 """
 
 from __future__ import annotations
@@ -13,123 +13,142 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
 
 from report import HERE, about, record
-from telos.judge.stats import paired_t
+from rows import ROWS, Check, Command, Pair, chosen
+from workers import Worker, environment, told
 
-PEERS = {"d3rlpy": ["d3rlpy==2.8.1"], "trl": ["trl==1.16.0"]}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row of the table: our worker and the peer's, and what one round of work is."""
-
-    ours: tuple[str, ...]
-    peer: str
-    theirs: tuple[str, ...]
-    work: str
-    unit: str
-    amount: int
-    aim: float
+FURTHER = ("growth", "profiles")
+"""Scripts beside this one that make their own part."""
 
 
-OFFLINE = "batch 256, two hidden layers of 256, observation 17, action 6, 100,000 rows"
-PAIRS = {
-    "iql": Pair(("offline.py", "iql"), "d3rlpy", ("peer_d3rlpy.py", "iql"), OFFLINE, "updates", 100, 2.0),
-    "td3_bc": Pair(("offline.py", "td3_bc"), "d3rlpy", ("peer_d3rlpy.py", "td3_bc"), OFFLINE, "updates", 100, 2.0),
-    "dpo": Pair(
-        ("dpo.py",), "trl", ("peer_trl.py",), "Llama of 4.2 M parameters, 32 pairs, lengths of real dialogues",
-        "pairs", 160, 1.5,
-    ),
-}  # fmt: skip
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """sum(theirs) / sum(ours) over rounds, with its 95 % interval.
+
+    Rounds may be unequal (batches of short and of long texts), so the sums count. The interval is the t interval of
+    the linearised ratio, taken of its logarithm.
+    """
+    n, estimate = len(ours), sum(theirs) / sum(ours)
+    if n < 2:
+        return estimate, estimate, estimate
+    errors = [peer - estimate * own for own, peer in zip(ours, theirs, strict=True)]
+    relative = math.sqrt(sum(e * e for e in errors) / (n - 1) / n) / (sum(theirs) / n)
+    spread = math.exp(float(student.ppf(0.975, n - 1)) * relative)
+    return estimate, estimate / spread, estimate * spread
 
 
-def environment(peer: str) -> Path:
-    """The Python of the peer's own environment, made if it is not there."""
-    folder = HERE / f".venv-{peer}"
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").is_file():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        torch = next(
-            line for line in (HERE.parent / "constraints.txt").read_text().split() if line.startswith("torch=")
-        )
-        subprocess.run([python, "-m", "pip", "install", "--quiet", torch], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
-        (folder / ".ready").touch()
-    return python
-
-
-class Worker:
-    """A process that works on demand."""
-
-    def __init__(self, python: Path, arguments: tuple[str, ...], threads: int):
-        variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "TELOS_PROGRESS": "0", "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            [python, HERE / arguments[0], *arguments[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env=variables,
-        )  # fmt: skip
-        self.answer("ready")
-
-    def answer(self, start: str) -> str:
-        """What follows `start` in the next line that begins with it."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(start):
-                return line[len(start) :].strip()
-        raise SystemExit(f"a worker ended early: {self.process.args}")
-
-    def go(self) -> tuple[float, float]:
-        """One round: its seconds, and the worker's peak memory in MB so far."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        seconds, memory = self.answer("took").split()
-        return float(seconds), float(memory)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-def measure(name: str, rounds: int, threads: int) -> dict:
-    """Alternating rounds of one pair; the ratio's interval is a t interval of log ratios, back-transformed."""
-    pair = PAIRS[name]
-    ours = Worker(Path(sys.executable), pair.ours, threads)
-    theirs = Worker(environment(pair.peer), pair.theirs, threads)
-    times = []
-    for index in range(rounds):
-        order = [ours, theirs] if index % 2 == 0 else [theirs, ours]
-        taken = {id(worker): worker.go() for worker in order}
-        times.append((taken[id(ours)], taken[id(theirs)]))
-        print(f"{name} round {index + 1}/{rounds}: {times[-1][1][0] / times[-1][0][0]:.2f}x", flush=True)
-    ours.close()
-    theirs.close()
-    interval = paired_t([math.log(peer[0] / own[0]) for own, peer in times])
+def pair(name: str, row: Pair, rounds: int, threads: int) -> dict[str, Any]:
+    """Alternating rounds of both workers."""
+    pythons = environment(""), environment(row.peer)
+    with Worker(pythons[0], row.ours, threads) as ours, Worker(pythons[1], row.theirs, threads) as theirs:
+        times: dict[Worker, list[float]] = {ours: [], theirs: []}
+        memory: dict[Worker, float] = {}
+        for index in range(rounds):
+            for worker in [ours, theirs] if index % 2 == 0 else [theirs, ours]:
+                seconds, memory[worker] = worker.go()
+                times[worker].append(seconds)
+            print(f"{name} round {index + 1}/{rounds}: {times[ours][-1]:.2f} s, {times[theirs][-1]:.2f} s", flush=True)
+    amounts = ours.amounts[row.unit], theirs.amounts[row.their_unit or row.unit]
+    scale = amounts[0] / amounts[1]
+    figure, low, high = (scale * value for value in ratio(times[ours], times[theirs]))
+    if row.figure == "cost":
+        figure, low, high = 1 / figure, 1 / high, 1 / low
     return {
-        "work": pair.work, "unit": pair.unit, "peer": f"{PEERS[pair.peer][0]}", "aim": pair.aim, "rounds": rounds,
-        "ours_per_second": pair.amount * rounds / sum(own[0] for own, _ in times),
-        "peer_per_second": pair.amount * rounds / sum(peer[0] for _, peer in times),
-        "ratio": math.exp(interval.estimate), "low": math.exp(interval.low), "high": math.exp(interval.high),
-        "ours_megabytes": max(own[1] for own, _ in times), "peer_megabytes": max(peer[1] for _, peer in times),
+        "figure": figure, "low": low, "high": high, "rounds": rounds,
+        "sense": "at most" if row.figure == "cost" else "at least",
+        "per_second": [amount * rounds / sum(times[w]) for amount, w in zip(amounts, times, strict=True)],
+        "megabytes": [memory[ours], memory[theirs]],
+        "versions": [ours.versions, theirs.versions],
     }  # fmt: skip
+
+
+def check(name: str, row: Check, rounds: int, threads: int) -> dict[str, Any]:
+    """Once: the number, or the largest difference of two lists."""
+    found = told(environment(""), row.ours, threads)
+    if row.theirs:
+        theirs = told(environment(row.peer), row.theirs, threads)
+        found = max(abs(a - b) for a, b in zip(found, theirs, strict=True))
+    print(f"{name}: {found:.3g}", flush=True)
+    return {"figure": found}
+
+
+def command(name: str, row: Command, rounds: int, threads: int) -> dict[str, Any]:
+    """Median, least and most seconds, and the peak memory in MB, of new processes."""
+    times, memory = [], 0.0
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            variables = {**os.environ, "TELOS_CACHE": f"{folder}/cache", "TELOS_PROGRESS": "0"}
+            launcher = [sys.executable, "-I", "-S", HERE / "launch.py", sys.executable, *row.arguments]
+            done = subprocess.run(launcher, cwd=folder, env=variables, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+        seconds, megabytes = map(float, done.stdout.split()[-2:])
+        times.append(seconds)
+        memory = max(memory, megabytes)
+    print(f"{name}: {statistics.median(times):.2f} s", flush=True)
+    return {
+        "figure": statistics.median(times), "low": min(times), "high": max(times), "sense": "at most",
+        "rounds": rounds, "megabytes": [memory],
+    }  # fmt: skip
+
+
+MEASURE: dict[type, Callable[..., dict[str, Any]]] = {Pair: pair, Check: check, Command: command}
+
+
+def measured(name: str, rounds: int | None, threads: int) -> dict[str, Any]:
+    """A row of results.json."""
+    row, start = ROWS[name], time.perf_counter()
+    wanted = rounds or getattr(row, "rounds", 1)
+    if rounds and isinstance(row, Command):
+        wanted = min(rounds, row.rounds)
+    found = MEASURE[type(row)](name, row, wanted, threads)
+    said = {key: value for key, value in asdict(row).items() if key not in ("ours", "theirs", "arguments", "figure")}
+    kind = row.figure if isinstance(row, Pair) else type(row).__name__.lower()
+    return {**said, "kind": kind, **found, "seconds": time.perf_counter() - start, **about(threads)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PAIRS)}; all by default")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="all by default")
+    parser.add_argument("--rounds", type=int, help="by default as the table says")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
-    unknown = [name for name in options.names if name not in PAIRS]
-    if unknown:
-        parser.error(f"no benchmark is called {unknown[0]}; there are {', '.join(PAIRS)}")
-    for name in options.names or PAIRS:
-        text = record(name, {**measure(name, options.rounds, options.threads), **about(options.threads)})
-    print(text)
+    further = [name for name in FURTHER if name in options.names or not options.names]
+    asked = [name for name in options.names if name not in FURTHER]
+    try:
+        names = chosen(asked) if asked or not options.names else []
+    except KeyError as error:
+        parser.error(f"no benchmark is called {error}; --list prints all")
+    if options.list:
+        print(*names, *further, sep="\n")
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in names:
+        try:
+            record(name, measured(name, options.rounds, options.threads), options.out)
+        except SystemExit as error:
+            failed.append(name)
+            print(f"{name} failed: {error}", file=sys.stderr)
+    for name in further:
+        arguments = [sys.executable, HERE / f"{name}.py", "--out", options.out, "--threads", str(options.threads)]
+        failed += [name] if subprocess.run(arguments).returncode else []
+    print((options.out / "RESULTS.md").read_text())
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,40 @@
-"""The loop of a worker: plain Python, since the peers' environments have no telos."""
+"""How a worker works on demand: plain Python, since the peers' environments have no telos."""
 
-import resource
+import json
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+
+from resident import status
 
 
-def serve(work: Callable[[], float | None]) -> None:
-    """Prints "ready", then for each line on standard input does `work` and prints seconds and peak megabytes.
+class Gate:
+    """Called between rounds of work: prints what the round before took, and waits for a line on standard input.
 
-    `work` may return the seconds itself, where only a part of it counts.
+    Args:
+        packages: whose versions are told.
+        amounts: what one round does, by unit: updates=100.
     """
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        seconds = work()
-        if seconds is None:
-            seconds = time.perf_counter() - start
-        print("took", seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+
+    def __init__(self, *packages: str, **amounts: float):
+        self.about: dict[str, dict] = {"versions": {name: version(name) for name in packages}, "amounts": amounts}
+        self.start: float | None = None
+
+    def __call__(self, *_: object) -> dict[str, float]:
+        """The first call ends the warm-up; it takes and gives what `fit(evaluate=gate)` asks for."""
+        if self.start is None:
+            print("ready", json.dumps(self.about), flush=True)
+        else:
+            print("took", time.perf_counter() - self.start, status("VmHWM") / 2**20, flush=True)
+        if not sys.stdin.readline():
+            sys.exit()
+        self.start = time.perf_counter()
+        return {}
+
+
+def serve(work: Callable[[], object], gate: Gate) -> None:
+    """Does `work` once to warm up, and then for every line on standard input."""
+    while True:
+        work()
+        gate()

@@ -127,7 +127,8 @@ def test_claims_are_measured_the_plain_way(monkeypatch: pytest.MonkeyPatch):
 
     seen: list[Numerics] = []
     arm = claim.Arm(lambda trial: seen.append(current()) or {"score": 1.0})
-    monkeypatch.setattr(claim, "load_claim", lambda slug, scale: SimpleNamespace(arms={"only": arm}, parts=(), derive=None))
+    loaded = SimpleNamespace(arms={"only": arm}, parts=(), derive=None)
+    monkeypatch.setattr(claim, "load_claim", lambda slug, scale: loaded)
     with using(Numerics("fused", "fused", "medium")):
         assert claim.run_arm("x", "laptop", "only", 0, "quick")["measures"] == {"score": 1.0}
     assert seen == [PLAIN]

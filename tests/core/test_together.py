@@ -87,6 +87,16 @@ def test_the_precision_holds_until_all_have_ended():
     assert seen == ["medium"] * 9 and torch.get_float32_matmul_precision() == "highest"
 
 
+def test_on_a_cpu_large_steps_are_made_one_after_another(batched: list[int]):
+    records = data()
+    large = telos.BC(hidden=(400, 400), batch_size=100)  # 100 x 162,802 products
+    several = large.fit(records, steps=3, seeds=2)
+    assert batched == []
+    assert worst(several[1], large.fit(records, steps=3, seed=1)) < 1e-6
+    telos.BC(hidden=(40, 40), batch_size=100).fit(records, steps=3, seeds=2)
+    assert batched == [2] * 3
+
+
 class Killed(BaseException):
     """As a kill: no library handles it."""
 

@@ -89,22 +89,9 @@ class Learner(abc.ABC):
             trained: what gets gradients; by default all that the loss depends on.
             grad_norm: report the gradient's norm, too.
         """
-        if (run := together.member()) is not None:
-            request = together.Descent(self, optimiser, loss, parts, rows, trained, grad_norm)
-            if (answer := run.ask(request)) is not None:
-                return answer
-        metrics: Metrics = {}
-        optimiser.zero_grad()
-        for part in parts:
-            total, sums = loss(*part)
-            (total / rows).backward(inputs=trained)
-            for name, value in sums.items():
-                metrics[name] = value.detach() / rows + metrics.get(name, 0.0)
-        if grad_norm:
-            gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-            metrics["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        optimiser.step()
-        return metrics
+        step = together.Descent(self, optimiser, loss, parts, rows, trained, grad_norm)
+        run = together.member()
+        return step.alone() if run is None else run.ask(step)
 
     @final
     def state(self) -> tuple[dict[str, Tensor], dict[str, int | float]]:

@@ -25,6 +25,8 @@ from telos.data.records import Record
 T = TypeVar("T")
 ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW)
 """Optimisers that treat every element alike, so that stacked parameters are trained as single ones."""
+MOST_PRODUCTS = 8e6
+"""On a CPU: most rows times parameters of a step that is made for all at once; from about there it is not quicker."""
 
 
 @dataclass
@@ -47,6 +49,28 @@ class Descent:
         step = next((float(state["step"]) for state in self.optimiser.state.values()), 0.0)
         return type(self.learner), own, place, str(shapes), self.rows, step
 
+    def pays(self) -> bool:
+        """Whether stacking is quicker than one after another: always on a GPU; on a CPU large products of one fill it,
+        and stacked they leave its cache."""
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
+        return not on_cpu or self.rows * sum(parameter.numel() for parameter in parameters) <= MOST_PRODUCTS
+
+    def alone(self) -> dict[str, Tensor | float]:
+        """The step for this learner: the metrics."""
+        metrics: dict[str, Tensor | float] = {}
+        self.optimiser.zero_grad()
+        for part in self.parts:
+            total, sums = self.loss(*part)
+            (total / self.rows).backward(inputs=self.trained)
+            for name, value in sums.items():
+                metrics[name] = value.detach() / self.rows + metrics.get(name, 0.0)
+        if self.grad_norm:
+            gradients = [p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+            metrics["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        self.optimiser.step()
+        return metrics
+
 
 class Cancelled(BaseException):
     """Ends a run whose neighbour failed."""
@@ -54,14 +78,14 @@ class Cancelled(BaseException):
 
 @dataclass(eq=False)
 class Member:
-    """One of the runs. `request` is what it waits for; "alone" as its answer: it computes for itself."""
+    """One of the runs. `request` is what it waits for."""
 
     work: Callable[[], Any]
     leads: bool = False
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     request: Descent | None = None
-    answer: dict[str, Tensor | float] | None = None
+    answer: dict[str, Tensor | float] = field(default_factory=dict)
     result: Any = None
     error: BaseException | None = None
     ended: bool = False
@@ -89,8 +113,11 @@ class Member:
         self.go.release()
         self.back.acquire()
 
-    def ask(self, request: Descent) -> dict[str, Tensor | float] | None:
-        """In the run: waits for its neighbours; the metrics, or None where it is to compute for itself."""
+    def ask(self, request: Descent) -> dict[str, Tensor | float]:
+        """In the run: waits for the step to be made; its metrics."""
+        # What is large is computed by the thread that leads all runs: the idle helpers of others would be in its way.
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
         self.request = request
         self.back.release()
         self._wait()
@@ -125,6 +152,10 @@ def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
         while live := [one for one in members if not one.ended]:
             for one in live:
                 one.turn()
+                # Where stacking does not pay, a run goes on alone for as long as it can.
+                while one.request is not None and not one.request.pays():
+                    one.answer = one.request.alone()
+                    one.turn()
                 if one.error is not None:
                     raise one.error
             asking = [one for one in live if one.request is not None]
@@ -138,17 +169,15 @@ def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
     return [one.result for one in members]
 
 
-def answers(requests: Sequence[Descent], groups: dict[Any, Stacked]) -> list[dict[str, Tensor | float] | None]:
-    """Each request's metrics, if all are alike and can be stacked; else None for each."""
-    alone: list[dict[str, Tensor | float] | None] = [None] * len(requests)
-    if len(requests) < 2 or len({request.key() for request in requests}) > 1:
-        return alone
-    if not isinstance(requests[0].optimiser, ELEMENTWISE):
-        return alone
+def answers(requests: Sequence[Descent], groups: dict[Any, Stacked]) -> list[dict[str, Tensor | float]]:
+    """Each request's metrics: of one step for all, if they are alike and can be stacked, else of one step each."""
+    alike = len(requests) > 1 and len({request.key() for request in requests}) == 1
+    if not alike or not isinstance(requests[0].optimiser, ELEMENTWISE):
+        return [request.alone() for request in requests]
     names = tuple(id(request.learner) for request in requests)
     if names not in groups:
         groups[names] = Stacked([request.learner for request in requests])
-    return list(groups[names].descend(requests))
+    return groups[names].descend(requests)
 
 
 class ByRow(torch.autograd.Function):

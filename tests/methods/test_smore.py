@@ -325,7 +325,9 @@ def test_it_keeps_what_it_was_given(tmp_path: Path):
     loaded = load_product(made.save(tmp_path / "product"))
     seen = asked().observations[:3]
     assert torch.equal(loaded.act(seen, goal=[0.5, 0.5]).action, made.act(seen, goal=[0.5, 0.5]).action)
-    assert torch.equal(made.act(seen[0], goal=[0.5, 0.5]).action, made.act(seen, goal=[0.5, 0.5]).action[0])
+    # Products of one row and of three may be rounded otherwise.
+    one, three = made.act(seen[0], goal=[0.5, 0.5]).action, made.act(seen, goal=[0.5, 0.5]).action
+    assert torch.allclose(one, three[0], rtol=1e-5, atol=1e-6)
     # Columns of recorded goals are not part of the state.
     moved = seen + torch.tensor([0.0, 0.0, 5.0, 5.0])
     assert torch.equal(made.act(moved, goal=[0.5, 0.5]).action, made.act(seen, goal=[0.5, 0.5]).action)

@@ -3,8 +3,8 @@
 Counted are the method's file and, through imports at the top of files, everything in ops, nets, lm and worlds
 that it reaches, with data/records.py and core/method.py. Not counted is the plumbing that a reader can take on trust,
 like torch: the rest of core and data (files, loop, registry, formats), purposes (how one is named and asked), fast
-ways to compute what a plain way beside them computes too, and empty packages. A line of code is a line that holds something other than comments, docstrings and the catalogue header (PAPER,
-BASELINE).
+ways to compute what a plain way beside them computes too, and empty packages. A line of code is a line that holds
+something other than comments, docstrings and the catalogue header (PAPER, BASELINE).
 """
 
 from __future__ import annotations

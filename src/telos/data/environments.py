@@ -57,8 +57,8 @@ def make(env_id: str) -> gym.Env[Any, Any]:
             raise TelosError(f"environment '{env_id}' cannot be made", got=str(error), fix="check the name") from error
     raise TelosError(
         f"no environment is called '{env_id}'", got=str(unknown),
-        fix='check the name, and that the package which registers it is installed (pip install "telos[mazes]" for those '
-        'of gymnasium-robotics)',
+        fix="check the name, and that the package which registers it is installed "
+        '(pip install "telos[mazes]" for those of gymnasium-robotics)',
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ help:
 	@echo "make demo      set up, then run the first claim: telos check dpo"
 	@echo "make test      set up, then lint, types and the tests (minutes)"
 	@echo "make test-all  the same with the slow tests"
-	@echo "make bench     measure against d3rlpy and TRL in their own environments"
+	@echo "make bench     measure against the peers, in environments of their own (25 minutes)"
 	@echo "make clean     remove the environments"
 
 $(VENV)/.demo: pyproject.toml constraints.txt

@@ -415,7 +415,10 @@ def fit_seeds(run: Run, seeds: int, resume: bool) -> list[Any]:
         replace(run, data=data, seed=seed, out=None if run.out is None else run.out / f"seed-{seed}")
         for seed in range(run.seed, run.seed + seeds)
     ]
-    return go_together(runs, [resume and one.begun() for one in runs])
+    again = [resume and one.begun() for one in runs]
+    if not together.pays(run.method, resolve_device(run.device)):
+        return [one.go(resume=begun) for one, begun in zip(runs, again, strict=True)]
+    return go_together(runs, again)
 
 
 def go_together(runs: list[Run], resume: list[bool]) -> list[Any]:
@@ -470,6 +473,8 @@ def resume(
                 f"{out}: the folders seed-* are not runs of one method with the same options",
                 fix="resume each of them by itself",
             )
+        if not together.pays(runs[0].method, resolve_device(runs[0].device)):
+            return [run.go(resume=True) for run in runs]
         return go_together(runs, [True] * len(runs))
     return resumed(out, purpose, evaluate, evaluate_every).go(resume=True)
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
@@ -25,6 +26,8 @@ from telos.data.records import Record
 T = TypeVar("T")
 ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW)
 """Optimisers that treat every element alike, so that stacked parameters are trained as single ones."""
+SMALL_PRODUCTS = 2e6
+"""On a CPU: most rows times weights between hidden layers for which several seeds take turns."""
 MOST_PRODUCTS = 8e6
 """On a CPU: most rows times parameters of a step that is made for all at once; from about there it is not quicker."""
 
@@ -133,6 +136,17 @@ _member: ContextVar[Member | None] = ContextVar("member", default=None)
 def member() -> Member | None:
     """The run that this is, where several go on together."""
     return _member.get()
+
+
+def pays(method: Any, device: torch.device) -> bool:
+    """Whether seeds of a method should take turns, so that steps are made for all; else one after another is as quick.
+
+    On a GPU always. On a CPU for small networks only: those of large ones, and turns between threads, leave its cache.
+    """
+    widths, rows = getattr(method, "hidden", None), getattr(method, "batch_size", None)
+    if device.type != "cpu":
+        return True
+    return bool(widths) and rows is not None and rows * sum(a * b for a, b in pairwise(widths)) <= SMALL_PRODUCTS
 
 
 def first() -> bool:

@@ -97,6 +97,18 @@ def test_on_a_cpu_large_steps_are_made_one_after_another(batched: list[int]):
     assert batched == [2] * 3
 
 
+def test_turns_are_taken_where_they_pay():
+    small, large = telos.BC(**SMALL), telos.BC()
+    assert together.pays(small, torch.device("cpu")) and not together.pays(large, torch.device("cpu"))
+    assert together.pays(large, torch.device("cuda"))
+    assert not together.pays(telos.DPO(), torch.device("cpu"))
+    torch.set_num_threads(2)
+    try:
+        assert not together.pays(small, torch.device("cpu"))
+    finally:
+        torch.set_num_threads(1)
+
+
 class Killed(BaseException):
     """As a kill: no library handles it."""
 

@@ -239,8 +239,8 @@ class Method(abc.ABC):
                 returns goes into the metrics.
             micro: parts into which each batch is split, to save memory; results agree within rounding.
             resume: go on with the unfinished run in `out`; bit for bit on a CPU.
-            seeds: train this many, from `seed` on, in one process: the same as one after another within rounding, with
-                networks trained as one where the method's are small. Each has its folder `seed-<n>` in `out`.
+            seeds: train this many, from `seed` on, in one process: the same as one after another within rounding, as
+                batched networks where that is quicker (`telos.core.together`). Each has a folder `seed-<n>` in `out`.
             numerics: "auto" (this machine's fastest kernels in float32), "plain" (torch's own) or "medium" (float32
                 products from bfloat16 where the processor can); by default what is in force, most often "auto".
             given: what the method needs besides data: model, reference, purpose, env.

@@ -141,12 +141,15 @@ def member() -> Member | None:
 def pays(method: Any, device: torch.device) -> bool:
     """Whether seeds of a method should take turns, so that steps are made for all; else one after another is as quick.
 
-    On a GPU always. On a CPU for small networks only: those of large ones, and turns between threads, leave its cache.
+    On a GPU always. On a CPU for small networks and with one thread only: large ones leave its cache, and torch's
+    helpers, which wait for work on the other cores, are in the way of turns.
     """
-    widths, rows = getattr(method, "hidden", None), getattr(method, "batch_size", None)
     if device.type != "cpu":
         return True
-    return bool(widths) and rows is not None and rows * sum(a * b for a, b in pairwise(widths)) <= SMALL_PRODUCTS
+    widths, rows = getattr(method, "hidden", None), getattr(method, "batch_size", None)
+    if torch.get_num_threads() > 1 or not widths or rows is None:
+        return False
+    return rows * sum(a * b for a, b in pairwise(widths)) <= SMALL_PRODUCTS
 
 
 def first() -> bool:

@@ -119,7 +119,8 @@ class Stacked(torch.autograd.Function):
             tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip(tensors, in_dims, strict=False)
         )
-        y = plain_ensemble(*(tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (x, weight, bias)), relu)
+        flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (x, weight, bias)]
+        y = plain_ensemble(flat[0], flat[1], flat[2], relu)
         return y.view(*x.shape[:-1], y.shape[-1]), 0
 
 

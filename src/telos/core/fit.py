@@ -416,16 +416,18 @@ def fit_seeds(run: Run, seeds: int, resume: bool) -> list[Any]:
         for seed in range(run.seed, run.seed + seeds)
     ]
     again = [resume and one.begun() for one in runs]
-    if not together.pays(run.method, resolve_device(run.device)):
-        return [one.go(resume=begun) for one, begun in zip(runs, again, strict=True)]
-    return go_together(runs, again)
+    return go_all(runs, again)
 
 
-def go_together(runs: list[Run], resume: list[bool]) -> list[Any]:
+def go_all(runs: list[Run], resume: list[bool]) -> list[Any]:
     """The products of runs that differ by their seeds alone."""
-    # torch's precision is the process's, so it is set around all of them.
-    with using(runs[0]._numerics(resume[0])):
-        return together.run_together([partial(run.go, resume=again) for run, again in zip(runs, resume, strict=True)])
+    works = [partial(run.go, resume=again) for run, again in zip(runs, resume, strict=True)]
+    with together.seeds(len(works)):
+        if not together.pays(runs[0].method, resolve_device(runs[0].device)):
+            return [work() for work in works]
+        # torch's precision is the process's, so it is set around all of them.
+        with using(runs[0]._numerics(resume[0])):
+            return together.run_together(works)
 
 
 def seed_folders(out: Path) -> list[Path]:
@@ -473,9 +475,7 @@ def resume(
                 f"{out}: the folders seed-* are not runs of one method with the same options",
                 fix="resume each of them by itself",
             )
-        if not together.pays(runs[0].method, resolve_device(runs[0].device)):
-            return [run.go(resume=True) for run in runs]
-        return go_together(runs, [True] * len(runs))
+        return go_all(runs, [True] * len(runs))
     return resumed(out, purpose, evaluate, evaluate_every).go(resume=True)
 
 

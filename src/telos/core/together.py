@@ -8,6 +8,7 @@ each run for itself; the result is the same within rounding.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import threading
@@ -131,11 +132,27 @@ class Member:
 
 
 _member: ContextVar[Member | None] = ContextVar("member", default=None)
+_seeds: ContextVar[int] = ContextVar("seeds", default=1)
 
 
 def member() -> Member | None:
     """The run that this is, where several go on together."""
     return _member.get()
+
+
+@contextlib.contextmanager
+def seeds(count: int) -> Iterator[None]:
+    """Runs of so many seeds go on inside the block, in turns or one after another."""
+    token = _seeds.set(count)
+    try:
+        yield
+    finally:
+        _seeds.reset(token)
+
+
+def several() -> bool:
+    """Whether this is one of the runs of several seeds."""
+    return _seeds.get() > 1
 
 
 def pays(method: Any, device: torch.device) -> bool:

@@ -145,7 +145,7 @@ class DQN(Method):
         file = spec.given.get("experience")
         if file is None:
             return self.capacity
-        several = together.member() is not None
+        several = together.several()
         if Path(file).suffix != ".npz" or self.environments != 1 or spec.steps < 1 or several:
             raise TelosError(
                 "DQN: the experience cannot be written", expected="a .npz, one environment, one seed, a step or more",

@@ -39,6 +39,7 @@ from safetensors.torch import load_file, save_file
 import telos
 from reading_budget import MOST_FILES, MOST_LINES, MOST_OWN, budget
 from telos.catalogue import hyperparameters
+from telos.core import compiled, compiler
 from telos.core.errors import HealthError, TelosError
 from telos.core.method import Learner, Method
 from telos.core.products import Product
@@ -91,8 +92,30 @@ def test_same_seed_same_bits_whatever_the_global_generators_say(case: Case):
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
-@pytest.mark.parametrize("case", [c for c in TRAINED if "self.descend(" in Path(inspect.getfile(c.cls)).read_text()],
-                         ids=str)  # fmt: skip
+each_descending = pytest.mark.parametrize(
+    "case", [c for c in TRAINED if "self.descend(" in Path(inspect.getfile(c.cls)).read_text()], ids=str
+)
+
+
+@each_descending
+def test_compiled_steps_are_torch_s(case: Case, monkeypatch: pytest.MonkeyPatch):
+    """All but the compiler: the program is run operator by operator."""
+    made, used = [], []
+
+    def program(code: str, options: dict[str, Any], tensors: Any) -> Any:
+        step = compiler.Step(code, **options)
+        made.append(step)
+        return lambda tensors: used.append(step) or step(*tensors)
+
+    monkeypatch.setattr(compiled, "program", program)
+    product = case.fit(numerics="compiled")
+    for name, tensor in state(fitted(case)).items():
+        torch.testing.assert_close(state(product)[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    # Each program agreed with torch, and went on.
+    assert len(used) > len(made) > 0 or str(case) in ("bcq-continuous", "cql-continuous")  # whose steps are their own
+
+
+@each_descending
 def test_seeds_trained_together_are_those_trained_apart(case: Case):
     together = case.fit(seeds=2)
     for product, alone in zip(together, (fitted(case), case.fit(seed=1)), strict=True):

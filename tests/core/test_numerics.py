@@ -35,7 +35,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch, chosen: str) -> list[int]:
 
 def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     made = fixed(monkeypatch, "fused")
-    assert preset("auto") == Numerics("fused", "fused", "highest")
+    assert preset("auto") == Numerics("fused", "fused", "highest", "auto")
     preset.cache_clear()  # as another process
     fixed(monkeypatch, "plain")
     assert preset("auto").linear == "fused" and made == [1]
@@ -67,7 +67,7 @@ def test_the_environment_names_the_process_s_path(monkeypatch: pytest.MonkeyPatc
     fixed(monkeypatch, "fused")
     assert current() == PLAIN  # the tests' own
     monkeypatch.setenv("TELOS_NUMERICS", "medium")
-    assert current() == Numerics("fused", "fused", "medium")
+    assert current() == Numerics("fused", "fused", "medium", "auto")
     monkeypatch.setenv("TELOS_NUMERICS", "fast")
     with pytest.raises(TelosError, match="no such numerical path"):
         current()

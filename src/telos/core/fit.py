@@ -100,7 +100,8 @@ class Run:
         if resume and self.out is not None and self.begun():
             known, path = {f.name for f in fields(Numerics)}, read_json(self.out / "run.json")["path"]
             return replace(PLAIN, **{name: value for name, value in path.items() if name in known})
-        return current() if self.numerics is None else preset(self.numerics)
+        path = current() if self.numerics is None else preset(self.numerics)
+        return path.settled(self.steps, resolve_device(self.device))
 
     def _go(self, resume: bool) -> Any:
         if self.steps < 0 or self.micro < 1 or self.checkpoint_every < 1:
@@ -422,12 +423,11 @@ def fit_seeds(run: Run, seeds: int, resume: bool) -> list[Any]:
 def go_all(runs: list[Run], resume: list[bool]) -> list[Any]:
     """The products of runs that differ by their seeds alone."""
     works = [partial(run.go, resume=again) for run, again in zip(runs, resume, strict=True)]
-    with together.seeds(len(works)):
-        if not together.pays(runs[0].method, resolve_device(runs[0].device)):
+    # torch's precision is the process's, so it is set around all of them.
+    with together.seeds(len(works)), using(path := runs[0]._numerics(resume[0])):
+        if path.update == "compiled" or not together.pays(runs[0].method, resolve_device(runs[0].device)):
             return [work() for work in works]
-        # torch's precision is the process's, so it is set around all of them.
-        with using(runs[0]._numerics(resume[0])):
-            return together.run_together(works)
+        return together.run_together(works)
 
 
 def seed_folders(out: Path) -> list[Path]:

@@ -241,8 +241,9 @@ class Method(abc.ABC):
             resume: go on with the unfinished run in `out`; bit for bit on a CPU.
             seeds: train this many, from `seed` on, in one process: the same as one after another within rounding, as
                 batched networks where that is quicker (`telos.core.together`). Each has a folder `seed-<n>` in `out`.
-            numerics: "auto" (this machine's fastest kernels in float32), "plain" (torch's own) or "medium" (float32
-                products from bfloat16 where the processor can); by default what is in force, most often "auto".
+            numerics: "auto" (this machine's fastest in float32; gradient steps of long runs are compiled), "plain"
+                (torch's own), "compiled" (as auto, in short runs too) or "medium" (as auto, float32 products from
+                bfloat16 where the processor can); by default what is in force, most often "auto".
             given: what the method needs besides data: model, reference, purpose, env.
 
         Raises:

@@ -7,6 +7,7 @@ and kept in the cache folder, so that two runs there have the same bits; a run r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -24,9 +25,12 @@ import torch
 from telos.core.errors import TelosError
 from telos.core.files import explained, read_json, write_json
 
-Preset = Literal["auto", "plain", "medium"]
-"""auto: the machine's fastest in float32; plain: torch's own; medium: as auto, and float32 matrix products may be made
-from bfloat16 where the processor can, which is faster there and coarser (products to about 3 digits)."""
+Preset = Literal["auto", "plain", "compiled", "medium"]
+"""auto: the machine's fastest in float32; plain: torch's own; compiled: gradient steps are compiled in short runs
+too; medium: as auto, and float32 matrix products may be made from bfloat16 where the processor can, which is faster
+there and coarser (products to about 3 digits)."""
+LONG = 50_000
+"""Least steps of a run for which compilation (some 20 seconds for each kind of step) pays."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,21 @@ class Numerics:
         linear: "plain" or "fused": layers of small networks, see telos.ops.linear.
         decoder: "plain" or "fused": sampling from language models, see telos.lm.decoder.
         precision: "highest" or "medium": of float32 matrix products, see `torch.set_float32_matmul_precision`.
+        update: "plain" or "compiled": gradient steps, see telos.core.compiled; "auto": see `settled`.
     """
 
     linear: str = "plain"
     decoder: str = "plain"
     precision: str = "highest"
+    update: str = "plain"
+
+    def settled(self, steps: int, device: torch.device) -> Numerics:
+        """What holds for a run of so many steps."""
+        if self.update != "auto":
+            return self
+        # Where the fused layers are faster, the compiler, which calls torch's products, has less to give.
+        pays = steps >= LONG and device.type == "cpu" and self.linear == "plain"
+        return dataclasses.replace(self, update="compiled" if pays else "plain")
 
 
 PLAIN = Numerics()
@@ -74,19 +88,20 @@ def preset(name: str) -> Numerics:
         TelosError: no such preset.
     """
     presets: Mapping[str, Callable[[], Numerics]] = {
-        "auto": lambda: Numerics(_fastest_linear(), "fused"),
+        "auto": lambda: Numerics(_fastest_linear(), "fused", update="auto"),
         "plain": lambda: PLAIN,
-        "medium": lambda: Numerics(_fastest_linear(), "fused", "medium"),
+        "compiled": lambda: Numerics("plain", "fused", update="compiled"),
+        "medium": lambda: Numerics(_fastest_linear(), "fused", "medium", "auto"),
     }
     if name not in presets:
         raise TelosError("no such numerical path", expected=", ".join(get_args(Preset)), got=name)
     return presets[name]()
 
 
-def folder() -> Path:
-    """`numerics` in `$TELOS_CACHE`, or in ~/.cache/telos."""
+def cache(name: str) -> Path:
+    """A folder in `$TELOS_CACHE`, or in ~/.cache/telos."""
     named = os.environ.get("TELOS_CACHE")
-    return (Path(named) if named else Path.home() / ".cache" / "telos") / "numerics"
+    return (Path(named) if named else Path.home() / ".cache" / "telos") / name
 
 
 def _fastest_linear() -> str:
@@ -95,7 +110,7 @@ def _fastest_linear() -> str:
 
     identity = [str(torch.__version__), processor(), torch.get_num_threads()]
     name = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
-    file = folder() / f"linear-{name}.json"
+    file = cache("numerics") / f"linear-{name}.json"
     if file.is_file():
         return str(read_json(file)["chosen"])
     found = measured()

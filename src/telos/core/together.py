@@ -62,6 +62,15 @@ class Descent:
 
     def alone(self) -> dict[str, Tensor | float]:
         """The step for this learner: the metrics."""
+        if current().update == "compiled":
+            from telos.core.compiled import step_of
+
+            if (step := step_of(self)) is not None:
+                return step(self)
+        return self.by_torch()
+
+    def by_torch(self) -> dict[str, Tensor | float]:
+        """The step, operator by operator."""
         metrics: dict[str, Tensor | float] = {}
         self.optimiser.zero_grad()
         for part in self.parts:

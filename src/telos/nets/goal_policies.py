@@ -69,6 +69,8 @@ class ReachingPolicy(Policy):
         every = range(observation_size)
         self.observation_columns = list(every if observation_columns is None else observation_columns)
         self.goal_columns = list(every if goal_columns is None else goal_columns)
+        for name in ("observation_columns", "goal_columns"):
+            self.register_buffer(f"_{name}", torch.tensor(getattr(self, name)), persistent=False)
         self.input_size = len(self.observation_columns) + len(self.goal_columns)
         if kind == "categorical":
             self.actions: int = space
@@ -101,11 +103,11 @@ class ReachingPolicy(Policy):
 
     def states(self, observations: Float[Tensor, "B O"], goals: Float[Tensor, "B G"]) -> Float[Tensor, "B SG"]:
         """What networks see of raw observations and raw goals."""
-        return self.actor.normaliser(torch.cat([observations[:, self.observation_columns], goals], -1))
+        return self.actor.normaliser(torch.cat([observations[:, self._observation_columns], goals], -1))
 
     def achieved(self, observations: Float[Tensor, "B O"]) -> Float[Tensor, "B G"]:
         """The goals that raw observations are."""
-        return observations[:, self.goal_columns]
+        return observations[:, self._goal_columns]
 
     @torch.no_grad()
     def act(

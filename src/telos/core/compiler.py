@@ -1,0 +1,80 @@
+"""Compiles one gradient step, in a process of its own: python compiler.py FOLDER. It imports nothing of telos.
+
+FOLDER holds graph.py, whose `forward` gives metrics and gradients, and step.json, which says what it is called with and
+what is trained; step.pt2 is written there, for torch's loader of compiled models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Step(nn.Module):
+    """Metrics of a loss, then one step of Adam on its gradients, in place.
+
+    Args:
+        code: source of `forward(self, *tensors)`: metrics, then a gradient for each trained tensor.
+        trained: places of what is trained among `tensors`; groups: the group of each.
+        betas, eps: of each group. norm: whether the norm of all gradients is a metric, the last one.
+    """
+
+    def __init__(
+        self, code: str, trained: Sequence[int], groups: Sequence[int], betas: Sequence[tuple[float, float]],
+        eps: Sequence[float], norm: bool,
+    ):  # fmt: skip
+        super().__init__()
+        names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
+        exec(code, names)
+        self.forward_and_backward: Callable[..., Sequence[Tensor]] = names["forward"]
+        self.trained, self.groups, self.betas, self.eps, self.norm = trained, groups, betas, eps, norm
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Called with the graph's own tensors, first and second moments of what is trained, and (groups, 2) rates.
+
+        Rates are a step's length over the first moment's correction, and the root of the second one's.
+        """
+        count = len(self.trained)
+        given, moments, rates = tensors[: -2 * count - 1], tensors[-2 * count - 1 : -1], tensors[-1]
+        found = self.forward_and_backward(self, *given)
+        metrics, gradients = found[: len(found) - count], found[len(found) - count :]
+        squares = []
+        for place, group, gradient, first, second in zip(
+            self.trained, self.groups, gradients, moments[:count], moments[count:], strict=True
+        ):
+            (beta1, beta2), eps = self.betas[group], self.eps[group]
+            first.lerp_(gradient, 1 - beta1)
+            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            given[place].sub_(first / (second.sqrt() / rates[group, 1] + eps) * rates[group, 0])
+            if self.norm:
+                squares.append(gradient.square().sum())
+        return (*metrics, torch.stack(squares).sum().sqrt()) if self.norm else tuple(metrics)
+
+
+def read(folder: Path) -> tuple[Step, list[Tensor], int]:
+    """The step, tensors as it is called with, and the threads to compile it for."""
+    about = json.loads((folder / "step.json").read_text())
+    step = Step((folder / "graph.py").read_text(), **about["step"])
+    inputs = [torch.empty_strided(*sizes, dtype=getattr(torch, kind)).zero_() for *sizes, kind in about["inputs"]]
+    return step, inputs, about["threads"]
+
+
+@torch.no_grad()
+def main() -> None:
+    folder = Path(sys.argv[1])
+    step, inputs, threads = read(folder)
+    torch.set_num_threads(threads)
+    torch._inductor.aoti_compile_and_package(
+        torch.export.export(step, tuple(inputs), strict=False), package_path=str(folder / "step.pt2")
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -234,7 +234,9 @@ def program(code: str, options: dict[str, Any], tensors: Sequence[Tensor]) -> Pr
     try:
         if not file.is_file():
             write_atomic(file, lambda scratch: compile_to(scratch, code, about))
-        return torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1).run
+        # torch's public loader imports the compiler, which is 70 MB.
+        loader = cast(Any, torch._C)._aoti.AOTIModelPackageLoader
+        return loader(str(file), "model", False, 1, -1).run
     except (TelosError, RuntimeError, AttributeError) as error:
         raise Untraceable(str(error)) from error
 

@@ -54,6 +54,9 @@ class ReachingPolicy(Policy):
         rng: draws the initial weights; without it they are zeros, to be loaded.
     """
 
+    _observation_columns: Tensor
+    _goal_columns: Tensor
+
     def __init__(
         self,
         observation_size: int,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from telos.cli.common import finite, number
+from telos.cli.outline import outline
 from telos.core.errors import TelosError
 from telos.core.files import read_json
 from telos.core.registry import Entry, entries, entry, method_class
@@ -64,8 +65,9 @@ class RunOptions:
     """Of every random stream: the same seed gives the same product on a CPU."""
     seeds: Number = None
     """Train this many seeds, from --seed on, in one process; each has a folder in --out."""
-    numerics: Annotated[Literal["auto", "plain", "medium"], tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto (this machine's fastest kernels in float32), plain (torch's own), medium (products from bfloat16)."""
+    numerics: Annotated[Literal["auto", "plain", "compiled", "medium"], tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto (this machine's fastest in float32), plain (torch's own), compiled (gradient steps are compiled in
+    short runs, too), medium (products from bfloat16)."""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
     micro: int = 1
@@ -96,8 +98,10 @@ def run(argv: Sequence[str]) -> None:
     if name.startswith("-"):
         raise TelosError("telos fit: the method comes first", got=name, fix="telos fit METHOD --data ...")
     found = entry(name.partition(".")[0])
-    cls = method_class(name)
-    method, options = parse(cls, name, found, rest)
+    outlined = outline(name) if {"-h", "--help"} & set(rest) and config_path(rest) is None else None
+    if outlined is not None:
+        parse(outlined, name, found, rest)  # ends here, unless what looks like -h is the value of an option
+    method, options = parse(method_class(name), name, found, rest)
     if options.print_config:
         print(json.dumps(finite(method.options()), indent=1))
         return

@@ -35,7 +35,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch, chosen: str) -> list[int]:
 
 def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     made = fixed(monkeypatch, "fused")
-    assert preset("auto") == Numerics("fused", "fused", "highest", "auto")
+    assert preset("auto") == Numerics("fused", "fused", "packed", "highest", "auto")
     preset.cache_clear()  # as another process
     fixed(monkeypatch, "plain")
     assert preset("auto").linear == "fused" and made == [1]
@@ -67,7 +67,7 @@ def test_the_environment_names_the_process_s_path(monkeypatch: pytest.MonkeyPatc
     fixed(monkeypatch, "fused")
     assert current() == PLAIN  # the tests' own
     monkeypatch.setenv("TELOS_NUMERICS", "medium")
-    assert current() == Numerics("fused", "fused", "medium", "auto")
+    assert current() == Numerics("fused", "fused", "packed", "medium", "auto")
     monkeypatch.setenv("TELOS_NUMERICS", "fast")
     with pytest.raises(TelosError, match="no such numerical path"):
         current()
@@ -115,7 +115,7 @@ def test_a_run_records_its_path_and_is_resumed_with_it(monkeypatch: pytest.Monke
     path = json.loads((tmp_path / "run" / "run.json").read_text())["path"]
     assert (path["linear"], path["decoder"], path["precision"]) == ("fused", "fused", "highest")
     resumed = telos.resume(tmp_path / "run", evaluate=evaluate, evaluate_every=1)
-    assert set(seen) == {Numerics("fused", "fused", "highest")} and current() == PLAIN
+    assert set(seen) == {Numerics("fused", "fused", "packed", "highest")} and current() == PLAIN
     whole, plain = method.fit(file, steps=12, numerics="auto"), method.fit(file, steps=12)
     for one, other, own in zip(resumed.parameters(), whole.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -129,6 +129,6 @@ def test_claims_are_measured_the_plain_way(monkeypatch: pytest.MonkeyPatch):
     arm = claim.Arm(lambda trial: seen.append(current()) or {"score": 1.0})
     loaded = SimpleNamespace(arms={"only": arm}, parts=(), derive=None)
     monkeypatch.setattr(claim, "load_claim", lambda slug, scale: loaded)
-    with using(Numerics("fused", "fused", "medium")):
+    with using(Numerics("fused", "fused", "packed", "medium")):
         assert claim.run_arm("x", "laptop", "only", 0, "quick")["measures"] == {"score": 1.0}
     assert seen == [PLAIN]

@@ -40,12 +40,14 @@ class Numerics:
     Args:
         linear: "plain" or "fused": layers of small networks, see telos.ops.linear.
         decoder: "plain" or "fused": sampling from language models, see telos.lm.decoder.
+        forward: "plain" or "packed": log-probs of language models, see telos.lm.packed.
         precision: "highest" or "medium": of float32 matrix products, see `torch.set_float32_matmul_precision`.
         update: "plain" or "compiled": gradient steps, see telos.core.compiled; "auto": see `settled`.
     """
 
     linear: str = "plain"
     decoder: str = "plain"
+    forward: str = "plain"
     precision: str = "highest"
     update: str = "plain"
 
@@ -88,10 +90,10 @@ def preset(name: str) -> Numerics:
         TelosError: no such preset.
     """
     presets: Mapping[str, Callable[[], Numerics]] = {
-        "auto": lambda: Numerics(_fastest_linear(), "fused", update="auto"),
+        "auto": lambda: Numerics(_fastest_linear(), "fused", "packed", update="auto"),
         "plain": lambda: PLAIN,
-        "compiled": lambda: Numerics("plain", "fused", update="compiled"),
-        "medium": lambda: Numerics(_fastest_linear(), "fused", "medium", "auto"),
+        "compiled": lambda: Numerics("plain", "fused", "packed", update="compiled"),
+        "medium": lambda: Numerics(_fastest_linear(), "fused", "packed", "medium", "auto"),
     }
     if name not in presets:
         raise TelosError("no such numerical path", expected=", ".join(get_args(Preset)), got=name)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from telos.core.numerics import current
 from telos.lm.model import LanguageModel
+from telos.lm.packed import states_before
 from telos.lm.tokens import Sequences, TokenGroups
 
 CHUNK_LOGITS = 1 << 22
@@ -86,15 +88,29 @@ def chunked_log_probs(model: LanguageModel, hidden: Tensor, targets: Tensor, siz
     return torch.cat([checkpoint(gather_log_probs, model, *part, use_reentrant=False) for part in parts])  # type: ignore[arg-type]
 
 
+def padded_states(model: LanguageModel, sequences: Sequences) -> Tensor:
+    """(M, D) last hidden states before each completion token, row by row, by the network."""
+    rows, places = sequences.mask.nonzero(as_tuple=True)
+    return model.hidden(sequences.tokens)[rows, places - 1]
+
+
+def packed_states(model: LanguageModel, sequences: Sequences) -> Tensor:
+    """The same without padding and with each prompt once, where that can be done."""
+    states = states_before(model, sequences)
+    return padded_states(model, sequences) if states is None else states
+
+
+STATES = {"plain": padded_states, "packed": packed_states}
+
+
 def token_log_probs(model: LanguageModel, sequences: Sequences) -> Tensor:
     """log pi(token_t | tokens before t) at completion tokens, 0 elsewhere: (B, T) float32, with gradient.
 
     Padding, its amount and its contents make no difference: the network is causal and padding is on the right.
     """
     tokens, mask = sequences.tokens, sequences.mask
-    hidden = model.hidden(tokens)
     rows, places = mask.nonzero(as_tuple=True)
-    states, targets = hidden[rows, places - 1], tokens[rows, places]
+    states, targets = STATES[current().forward](model, sequences), tokens[rows, places]
     size = max(1, CHUNK_LOGITS // model.causal.config.vocab_size)
     if len(targets) <= size:
         values = gather_log_probs(model, states, targets)

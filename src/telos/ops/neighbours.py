@@ -6,32 +6,89 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from telos.core.numerics import PLAIN, using
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
+
+GROUP = 32
+"""Neighbouring rows that are ranked by their best member."""
+SPARE = 4
+"""Groups that are measured besides the k best, for the rounding of the ranks."""
 
 
-def nearest_rows(
-    keys: Float[Tensor, "B D"], rows: Float[Tensor, "N D"], k: int, group: int = 32, spare: int = 4
-) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"]]:
-    """Euclidean distances to the k nearest rows, ascending, and their indices.
+class NearestRows:
+    """The rows nearest to keys in Euclidean distance, found where the rows live.
 
-    Matrix products rank groups of neighbouring rows by their best member: the k nearest rows are in the k best
-    groups at most. The members of those and of `spare` more (for the rounding of the products) are then measured
-    exactly.
+    Matrix products rank groups of rows by their best member: the k nearest rows are in the k best groups at most. The
+    members of those and of some more are then measured. Where a row of the other groups could still be nearer, as far
+    as the rounding of the products goes, all is repeated in float64.
+
+    Args:
+        rows: (N, D), of which a copy is kept.
     """
-    # On a CPU a block's ranks should stay in the cache; on a GPU there should be few launches.
-    block = (64 if keys.device.type == "cpu" else 2048) * group
-    best = []
-    for part in rows.split(block):
-        # |key|^2 is the same for all rows, so it plays no part in the ranking.
-        rank = torch.addmm(part.square().sum(-1, keepdim=True), part, keys.T, alpha=-2.0)
-        rank = F.pad(rank, (0, 0, 0, -len(part) % group), value=torch.inf)
-        best.append(rank.view(-1, group, len(keys)).amin(1))
-    ranks = torch.cat(best).T.contiguous()
-    groups = ranks.topk(min(k + spare, ranks.shape[1]), largest=False).indices
-    index = (groups[..., None] * group + torch.arange(group, device=keys.device)).flatten(1)
-    squares = (rows[index.clamp(max=len(rows) - 1)] - keys[:, None]).square().sum(-1)
-    nearest, place = squares.masked_fill(index >= len(rows), torch.inf).topk(k, largest=False)
-    return nearest.sqrt(), index.gather(-1, place)
+
+    def __init__(self, rows: Float[Tensor, "N D"]):
+        self.count, width = rows.shape
+        # Products of large numbers are rounded more, so the rows are centred.
+        self.centre = rows.mean(0)
+        # |row|^2 is a further column, so that the product with (-2 key, 1) is a rank.
+        self.table = rows.new_zeros(-(-self.count // GROUP) * GROUP, width + 1)
+        torch.sub(rows, self.centre, out=self.table[: self.count, :-1])
+        # On a CPU the products of a block should stay in the cache; on a GPU there should be few launches.
+        self.groups = 64 if rows.device.type == "cpu" else 2048
+        self.blocks = self.table.split(self.groups * GROUP)
+        for block in self.blocks:
+            block[:, -1] = block[:, :-1].square().sum(-1)
+        self.table[self.count :, -1] = torch.inf
+
+    @torch.no_grad()
+    def __call__(self, keys: Float[Tensor, "B D"], k: int) -> Int[Tensor, "B k"]:
+        """Indices of the k nearest rows, 1 <= k <= N, nearest first."""
+        keys = keys - self.centre
+        index, sure = self.by_rank(keys, k)
+        if not sure.all():
+            index[~sure] = self.in_float64(keys[~sure], k)
+        return index
+
+    def by_rank(self, keys: Float[Tensor, "B D"], k: int) -> tuple[Int[Tensor, "B k"], Bool[Tensor, " B"]]:
+        """What ranks of groups lead to, and where rounding cannot have hidden a nearer row."""
+        ranks, groups = self.best_groups(keys, k + SPARE)
+        index = (groups[..., None] * GROUP + torch.arange(GROUP, device=keys.device)).flatten(1)
+        rows = self.table[index.clamp(max=self.count - 1), :-1]
+        squares = (rows - keys[:, None]).square().sum(-1).masked_fill(index >= self.count, torch.inf)
+        nearest, place = squares.topk(k, largest=False)
+        # A nearer row in a group that was left out has at most the length |key| + distance.
+        lengths, last = keys.norm(dim=-1), nearest[:, -1]
+        rounding = torch.finfo(keys.dtype).eps * self.table.shape[1] * (2 * lengths + last.sqrt()).square()
+        return index.gather(1, place), ranks[:, -1] + lengths.square() - 2 * rounding >= last
+
+    def best_groups(
+        self, keys: Float[Tensor, "B D"], count: int
+    ) -> tuple[Float[Tensor, "B count"], Int[Tensor, "B count"]]:
+        """Least |row|^2 - 2 row key of the best groups, and their numbers: infinite where there are no more groups."""
+        weights = torch.cat([-2 * keys, torch.ones_like(keys[:, :1])], -1).T
+        products = keys.new_empty(self.groups * GROUP, len(keys))
+        ranks = keys.new_full((max(len(self.blocks), count), self.groups, len(keys)), torch.inf)
+        with using(PLAIN):
+            for block, rank in zip(self.blocks, ranks):
+                torch.mm(block, weights, out=products[: len(block)])
+                torch.amin(products[: len(block)].view(-1, GROUP, len(keys)), 1, out=rank[: len(block) // GROUP])
+        # Blocks first, since the k best groups are in the k best blocks at most.
+        blocks = ranks.amin(1).T.topk(count, largest=False).indices
+        within = ranks[blocks, :, torch.arange(len(keys), device=keys.device)[:, None]].flatten(1)
+        best, place = within.topk(count, largest=False)
+        return best, blocks.gather(1, place // self.groups) * self.groups + place % self.groups
+
+    def in_float64(self, keys: Float[Tensor, "B D"], k: int) -> Int[Tensor, "B k"]:
+        """The k nearest by all distances."""
+        keys, device = keys.double(), keys.device
+        best = keys.new_full((len(keys), k), torch.inf)
+        index = torch.zeros(len(keys), k, dtype=torch.int64, device=device)
+        for start, rows in zip(range(0, self.count, self.groups * GROUP), self.blocks):
+            rows = rows[: self.count - start, :-1].double()
+            numbers = torch.arange(start, start + len(rows), device=device).expand(len(keys), -1)
+            best, place = torch.cat([best, torch.cdist(keys, rows)], 1).topk(k, largest=False)
+            index = torch.cat([index, numbers], 1).gather(1, place)
+        return index

@@ -40,7 +40,7 @@ from telos.data.records import Transitions
 from telos.nets.critics import EnsembleQ, frozen_copy, polyak_
 from telos.nets.normaliser import Normaliser
 from telos.nets.policies import DeterministicPolicy, box
-from telos.ops.neighbours import nearest_rows
+from telos.ops.neighbours import NearestRows
 from telos.ops.values import ensemble_mse, smoothed_actions, td_target
 
 if TYPE_CHECKING:
@@ -184,21 +184,18 @@ Search = Callable[["Float[Tensor, 'B D']", int], "Int[Tensor, 'B k']"]
 
 
 def kdtree_search(rows: Float[Tensor, "N D"]) -> Search:
-    """scipy's tree in float64, on one core; `balanced_tree` off makes it quick to build."""
-    tree = KDTree(rows.cpu().double().numpy(), balanced_tree=False, compact_nodes=False)
+    """scipy's tree in float64, on as many threads as torch's; `balanced_tree` off makes it quick to build."""
+    options: dict[str, Any] = {"balanced_tree": False, "compact_nodes": False}
+    rows = rows.cpu()
+    # With the rows in the order of a tree, those of a leaf lie side by side in memory.
+    order = torch.from_numpy(KDTree(rows.double().numpy(), **options).indices)
+    tree = KDTree(rows[order].double().numpy(), **options)
 
     def search(keys: Float[Tensor, "B D"], k: int) -> Int[Tensor, "B k"]:
-        _, index = tree.query(keys.cpu().double().numpy(), k=k, workers=1)
-        return torch.as_tensor(index, device=keys.device).view(len(keys), k)
+        _, place = tree.query(keys.cpu().double().numpy(), k=k, workers=torch.get_num_threads())
+        return order[torch.as_tensor(place)].view(len(keys), k).to(keys.device)
 
     return search
-
-
-def brute_search(rows: Float[Tensor, "N D"]) -> Search:
-    """Comparison with all rows, where the data lives; centred, because products of large numbers are rounded."""
-    centre = rows.mean(0)
-    centred = rows - centre
-    return lambda keys, k: nearest_rows(keys - centre, centred, k)[1]
 
 
 def faiss_search(rows: Float[Tensor, "N D"]) -> Search:
@@ -216,10 +213,10 @@ def faiss_search(rows: Float[Tensor, "N D"]) -> Search:
 
 def auto_search(rows: Float[Tensor, "N D"]) -> Search:
     """The tree where it pays."""
-    return kdtree_search(rows) if rows.shape[1] <= 10 else brute_search(rows)
+    return kdtree_search(rows) if rows.shape[1] <= 10 else NearestRows(rows)
 
 
-SEARCHES = {"auto": auto_search, "kdtree": kdtree_search, "brute": brute_search, "faiss": faiss_search}
+SEARCHES = {"auto": auto_search, "kdtree": kdtree_search, "brute": NearestRows, "faiss": faiss_search}
 
 
 class DatasetAnchor:

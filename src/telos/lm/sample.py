@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 SHRINK = 0.75
 """Sequences that have ended leave the batch once no more than this share of it goes on."""
-CHUNK_DRAWS = 1 << 17
-"""Most random numbers held at once."""
 
 
 def transformed(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -71,7 +69,7 @@ def sample_tokens(
     """One completion for each prompt: tokens (B, N), log-probs (B, N) under the transform, and counts (B,).
 
     A completion ends with the end token, which counts, or after N = max_new_tokens; what stands after it says nothing.
-    Both numerical paths draw the same numbers, so the tokens are the same but where two are equally good in rounding.
+    The numerical paths draw from the same distribution, but not the same numbers.
     """
     growing = decoder(model, prompts, max_new_tokens) if current().decoder == "fused" else None
     if growing is None:
@@ -125,7 +123,7 @@ def plain_tokens(
 def fused_tokens(
     growing: Growing, eos_id: int, count: int, rng: torch.Generator, *, max_new_tokens: int, **transform: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`sample_tokens` by a decoder, which sequences that have ended leave. A temperature of 0 draws no numbers.
+    """`sample_tokens` by a decoder, which sequences that have ended leave: that changes nothing for the others.
 
     Raises:
         HealthError: a probability that is not finite.
@@ -139,52 +137,34 @@ def fused_tokens(
         alive = torch.ones(count, dtype=torch.bool, device=rng.device)
         for step in range(max_new_tokens):
             distribution = transformed(growing.logits(), **transform)
-            drawn = distribution.argmax(-1) if greedy else race(distribution.exp(), rows, count, rng)
-            new[rows, step] = drawn
-            log_probs[rows, step] = distribution.gather(-1, drawn[:, None])[:, 0].where(alive, 0.0)
+            uniform = None if greedy else torch.rand(count, generator=rng, device=rng.device)[rows]
+            tokens = distribution.argmax(-1) if uniform is None else drawn(distribution, uniform)
+            new[rows, step] = tokens
+            log_probs[rows, step] = distribution.gather(-1, tokens[:, None])[:, 0].where(alive, 0.0)
             counts[rows] += alive
-            alive = alive & (drawn != eos_id)
+            alive = alive & (tokens != eos_id)
             left = int(alive.sum())
             if step + 1 == max_new_tokens or not left:
                 break
             if left <= SHRINK * len(rows):
                 going = alive.nonzero()[:, 0]
                 growing.keep(going)
-                rows, drawn, alive = rows[going], drawn[going], alive[going]
-            growing.extend(drawn)
+                rows, tokens, alive = rows[going], tokens[going], alive[going]
+            growing.extend(tokens)
     if not log_probs.isfinite().all():
         raise HealthError("the model gives probabilities that are not finite", fix="lower the learning rate")
     return new, log_probs, counts
 
 
-def race(probs: Tensor, rows: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """(M,) the tokens that `torch.multinomial` would draw for these rows, of `count`, from the same generator.
+def drawn(log_probs: Tensor, uniform: Tensor) -> Tensor:
+    """(M,) indices, of each row's cumulative distribution the first above `uniform` (M,) in [0, 1): one number a row.
 
-    It draws waiting times T ~ Exp(1) for every token of every row, and takes the largest p / T.
-
-    Args:
-        probs: (M, V), of the rows that are left.
-        rows: (M,) increasing.
+    `torch.multinomial` draws one for each column.
     """
-    columns = probs.shape[1]
-    if probs.device.type != "cpu":
-        times = torch.empty(count, columns, device=probs.device).exponential_(generator=rng)
-        return (probs / times[rows]).argmax(-1)
-    size, drawn, first = max(1, CHUNK_DRAWS // columns), [], 0
-    for start in range(0, count, size):
-        end = min(start + size, count)
-        times = negative_times(end - start, columns, rng)
-        last = int(torch.searchsorted(rows, end))
-        if last - first < end - start:
-            times = times[rows[first:last] - start]
-        drawn.append((probs[first:last] / times).min(-1).indices)
-        first = last
-    return torch.cat(drawn)
-
-
-def negative_times(rows: int, columns: int, rng: torch.Generator) -> Tensor:
-    """(rows, columns) of -T with T ~ Exp(1), as `Tensor.exponential_` makes them on a CPU, in a third of its time."""
-    return torch.empty(rows, columns, dtype=torch.float64).uniform_(generator=rng).neg_().log1p_().float()
+    cumulative = log_probs.exp().cumsum_(-1)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    # Rounding may put the threshold of the largest numbers on the sum itself.
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_(max=log_probs.shape[1] - 1)
 
 
 def texts(tokenizer: Any, rows: Sequence[Ids]) -> list[str]:

@@ -71,7 +71,7 @@ def rates(row: Row) -> str:
     return " | ".join(f"{number(value)} {unit}/s" for value, unit in zip(row["per_second"], units, strict=True))
 
 
-COMMON = ("telos", "torch", "linear", "decoder", "precision")
+COMMON = ("telos", "torch", "linear", "decoder", "forward", "precision", "update")
 """Versions, and choices of the numerical path, that are the same in every row of a run."""
 
 

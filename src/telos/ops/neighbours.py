@@ -12,7 +12,7 @@ from telos.core.numerics import PLAIN, using
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-GROUP = 32
+GROUP = 64
 """Neighbouring rows that are ranked by their best member."""
 SPARE = 4
 """Groups that are measured besides the k best, for the rounding of the ranks."""
@@ -31,13 +31,15 @@ class NearestRows:
 
     def __init__(self, rows: Float[Tensor, "N D"]):
         self.count, width = rows.shape
-        # Products of large numbers are rounded more, so the rows are centred.
-        self.centre = rows.mean(0)
+        # Products of large numbers are rounded more, so columns far from 0 are centred. Theirs is an exact difference
+        # (of numbers within a factor of two); that of other columns would not be, and gain little.
+        mean = rows.mean(0)
+        self.centre = mean.where(mean.abs() > 4 * rows.std(0, correction=0), 0)
         # |row|^2 is a further column, so that the product with (-2 key, 1) is a rank.
         self.table = rows.new_zeros(-(-self.count // GROUP) * GROUP, width + 1)
         torch.sub(rows, self.centre, out=self.table[: self.count, :-1])
-        # On a CPU the products of a block should stay in the cache; on a GPU there should be few launches.
-        self.groups = 64 if rows.device.type == "cpu" else 2048
+        # On a CPU the products of a block should stay in the cache; on a GPU there should be few blocks.
+        self.groups = 128 if rows.device.type == "cpu" else 2048
         self.blocks = self.table.split(self.groups * GROUP)
         for block in self.blocks:
             block[:, -1] = block[:, :-1].square().sum(-1)
@@ -53,42 +55,44 @@ class NearestRows:
         return index
 
     def by_rank(self, keys: Float[Tensor, "B D"], k: int) -> tuple[Int[Tensor, "B k"], Bool[Tensor, " B"]]:
-        """What ranks of groups lead to, and where rounding cannot have hidden a nearer row."""
+        """The nearest rows of the best groups, and whether no other can be nearer."""
         ranks, groups = self.best_groups(keys, k + SPARE)
         index = (groups[..., None] * GROUP + torch.arange(GROUP, device=keys.device)).flatten(1)
-        rows = self.table[index.clamp(max=self.count - 1), :-1]
-        squares = (rows - keys[:, None]).square().sum(-1).masked_fill(index >= self.count, torch.inf)
+        rows = self.table[index.clamp(max=self.count - 1), :-1].double()
+        exact = keys.double()
+        squares = (rows - exact[:, None]).square().sum(-1).masked_fill(index >= self.count, torch.inf)
         nearest, place = squares.topk(k, largest=False)
-        # A nearer row in a group that was left out has at most the length |key| + distance.
-        lengths, last = keys.norm(dim=-1), nearest[:, -1]
-        rounding = torch.finfo(keys.dtype).eps * self.table.shape[1] * (2 * lengths + last.sqrt()).square()
-        return index.gather(1, place), ranks[:, -1] + lengths.square() - 2 * rounding >= last
+        # A nearer row of another group is at most |key| + distance long, which bounds the rounding of its rank.
+        lengths, last = exact.norm(dim=-1), nearest[:, -1]
+        rounding = 2 * torch.finfo(keys.dtype).eps * self.table.shape[1] * (2 * lengths + last.sqrt()).square()
+        return index.gather(1, place), ranks[:, -1] + lengths.square() - rounding >= last
 
     def best_groups(
         self, keys: Float[Tensor, "B D"], count: int
     ) -> tuple[Float[Tensor, "B count"], Int[Tensor, "B count"]]:
-        """Least |row|^2 - 2 row key of the best groups, and their numbers: infinite where there are no more groups."""
+        """Least |row|^2 - 2 row key of the `count` best groups, or of all, and their numbers."""
         weights = torch.cat([-2 * keys, torch.ones_like(keys[:, :1])], -1).T
         products = keys.new_empty(self.groups * GROUP, len(keys))
-        ranks = keys.new_full((max(len(self.blocks), count), self.groups, len(keys)), torch.inf)
+        ranks = keys.new_empty(len(self.blocks), self.groups, len(keys))
+        ranks.flatten(0, 1)[len(self.table) // GROUP :] = torch.inf
         with using(PLAIN):
             for block, rank in zip(self.blocks, ranks):
                 torch.mm(block, weights, out=products[: len(block)])
                 torch.amin(products[: len(block)].view(-1, GROUP, len(keys)), 1, out=rank[: len(block) // GROUP])
         # Blocks first, since the k best groups are in the k best blocks at most.
-        blocks = ranks.amin(1).T.topk(count, largest=False).indices
+        blocks = ranks.amin(1).T.topk(min(count, len(ranks)), largest=False).indices
         within = ranks[blocks, :, torch.arange(len(keys), device=keys.device)[:, None]].flatten(1)
-        best, place = within.topk(count, largest=False)
+        best, place = within.topk(min(count, within.shape[1]), largest=False)
         return best, blocks.gather(1, place // self.groups) * self.groups + place % self.groups
 
     def in_float64(self, keys: Float[Tensor, "B D"], k: int) -> Int[Tensor, "B k"]:
         """The k nearest by all distances."""
-        keys, device = keys.double(), keys.device
-        best = keys.new_full((len(keys), k), torch.inf)
-        index = torch.zeros(len(keys), k, dtype=torch.int64, device=device)
-        for start, rows in zip(range(0, self.count, self.groups * GROUP), self.blocks):
-            rows = rows[: self.count - start, :-1].double()
-            numbers = torch.arange(start, start + len(rows), device=device).expand(len(keys), -1)
-            best, place = torch.cat([best, torch.cdist(keys, rows)], 1).topk(k, largest=False)
-            index = torch.cat([index, numbers], 1).gather(1, place)
+        keys = keys.double()
+        nearest = keys.new_full((len(keys), k), torch.inf)
+        index = torch.zeros_like(nearest, dtype=torch.int64)
+        for start, block in zip(range(0, self.count, self.groups * GROUP), self.blocks):
+            rows = block[: self.count - start, :-1].double()
+            distances, place = torch.cdist(keys, rows).topk(min(k, len(rows)), largest=False)
+            nearest, order = torch.cat([nearest, distances], 1).topk(k, largest=False)
+            index = torch.cat([index, place + start], 1).gather(1, order)
         return index

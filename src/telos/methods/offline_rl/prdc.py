@@ -87,7 +87,7 @@ PAPER = {
     "deviations": [
         "The penalty is squared and on the action part only, as in the official code; the paper writes the distance.",
         "For k > 1 the mean of the neighbours' actions; the official code is usable with k = 1 only.",
-        "search='auto' takes the KD-tree up to 10 dimensions and blocked comparison above; both find the same rows.",
+        "search='auto' takes the KD-tree on a CPU up to 12 dimensions, else comparison; both find the same rows.",
     ],
     "traps": [
         "States are normalised before the search is built, and the policy carries the same statistics.",
@@ -133,8 +133,8 @@ class PRDC(Method):
     """Towards what the policy is pulled: the nearest pair of the data set, the action recorded at the state
     (TD3+BC), or nothing. Paper: dataset."""
     search: Literal["auto", "kdtree", "brute", "faiss"] = "auto"
-    """How neighbours are found: a KD-tree on one CPU core, comparison with all rows on the device, or FAISS;
-    auto is the tree up to 10 dimensions. Paper: KD-tree."""
+    """How neighbours are found: a KD-tree on the CPU, comparison with all rows on the device, or FAISS; auto is the
+    tree on a CPU up to 12 dimensions, else comparison. Paper: KD-tree."""
     rescale_actions: bool = False
     """Measure action distances with every dimension scaled to [-1, 1]; without it in raw units. Repository: off."""
     discount: float = 0.99
@@ -185,15 +185,17 @@ Search = Callable[["Float[Tensor, 'B D']", int], "Int[Tensor, 'B k']"]
 
 def kdtree_search(rows: Float[Tensor, "N D"]) -> Search:
     """scipy's tree in float64, on as many threads as torch's; `balanced_tree` off makes it quick to build."""
-    options: dict[str, Any] = {"balanced_tree": False, "compact_nodes": False}
-    rows = rows.cpu()
-    # With the rows in the order of a tree, those of a leaf lie side by side in memory.
-    order = torch.from_numpy(KDTree(rows.double().numpy(), **options).indices)
-    tree = KDTree(rows[order].double().numpy(), **options)
+    options: dict[str, Any] = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
+    data = rows.to("cpu", torch.float64, copy=True).numpy()
+    # With the rows in the order of a tree, those of a leaf lie side by side in memory; by column needs no second copy.
+    order = KDTree(data, **options).indices.astype("int32")
+    for column in data.T:
+        column[:] = column[order]
+    tree = KDTree(data, **options)
 
     def search(keys: Float[Tensor, "B D"], k: int) -> Int[Tensor, "B k"]:
         _, place = tree.query(keys.cpu().double().numpy(), k=k, workers=torch.get_num_threads())
-        return order[torch.as_tensor(place)].view(len(keys), k).to(keys.device)
+        return torch.as_tensor(order[place], dtype=torch.int64, device=keys.device).view(len(keys), k)
 
     return search
 
@@ -212,8 +214,8 @@ def faiss_search(rows: Float[Tensor, "N D"]) -> Search:
 
 
 def auto_search(rows: Float[Tensor, "N D"]) -> Search:
-    """The tree where it pays."""
-    return kdtree_search(rows) if rows.shape[1] <= 10 else NearestRows(rows)
+    """The tree where it pays: in few dimensions, on a CPU."""
+    return kdtree_search(rows) if rows.device.type == "cpu" and rows.shape[1] <= 12 else NearestRows(rows)
 
 
 SEARCHES = {"auto": auto_search, "kdtree": kdtree_search, "brute": NearestRows, "faiss": faiss_search}

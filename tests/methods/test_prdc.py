@@ -10,9 +10,10 @@ from telos.core.method import Spec
 from telos.core.products import load_product
 from telos.core.rng import Rng
 from telos.data.records import Box, Discrete, Transitions
-from telos.methods.offline_rl.prdc import PRDC, DatasetAnchor, PRDCLearner, actor_loss
+from telos.methods.offline_rl.prdc import PRDC, SEARCHES, DatasetAnchor, PRDCLearner, actor_loss
 from telos.methods.offline_rl.td3_bc import TD3BC, TD3BCLearner
 from telos.nets.critics import EnsembleQ
+from telos.ops.neighbours import NearestRows
 from telos.ops.values import td_target
 from telos.worlds import lineworld
 
@@ -106,16 +107,31 @@ def test_permuting_or_duplicating_the_data_changes_nothing(search: str):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_tree_and_comparison_find_the_same_rows_and_distances(k: int):
+@pytest.mark.parametrize("search", ["kdtree", "brute", "auto"])
+@pytest.mark.parametrize(("rows", "sizes"), [(3, (1, 1)), (3001, (3, 2)), (9001, (17, 6))])
+def test_every_search_finds_the_nearest_rows(search: str, k: int, rows: int, sizes: tuple[int, int]):
     rng = Rng(1004).torch()
-    states, actions = torch.randn(3000, 3, generator=rng), 2 * torch.rand(3000, 2, generator=rng) - 1
-    queries = torch.randn(64, 3, generator=rng), 2 * torch.rand(64, 2, generator=rng) - 1
-    tree, brute = (anchor(states, actions, 2.0, k, search) for search in ("kdtree", "brute"))
-    keys, rows = tree.rows(*queries), tree.rows(states, actions)
-    found = tree.search(keys, k)
-    assert found.shape == (64, k) and torch.equal(found, brute.search(keys, k))
-    exact = (keys[:, None].double() - rows.double()).norm(dim=-1)
-    assert torch.equal(found, exact.sort(-1).indices[:, :k])
+    states, actions = (torch.randn(rows, size, generator=rng) for size in sizes)
+    queries = [torch.randn(64, size, generator=rng) for size in sizes]
+    mine = DatasetAnchor(states, actions, 2.0, k, torch.ones(sizes[1]), search)
+    keys, data = mine.rows(*queries), mine.rows(states, actions)
+    before, expected = data.clone(), (keys[:, None].double() - data.double()).norm(dim=-1).argsort(-1)[:, :k]
+    assert torch.equal(mine.search(keys, k), expected)
+    assert torch.equal(SEARCHES[search](data)(keys, k), expected) and torch.equal(data, before)
+
+
+@pytest.mark.parametrize("search", ["kdtree", "brute"])
+def test_of_rows_at_equal_distance_any_is_right(search: str):
+    rng = Rng(1005).torch()
+    data, keys = torch.randint(4, (9001, 2), generator=rng).float(), 3 * torch.rand(64, 2, generator=rng)
+    every = (keys[:, None].double() - data.double()).norm(dim=-1)
+    found = SEARCHES[search](data)(keys, 5)
+    assert torch.equal(every.gather(1, found), every.sort(-1).values[:, :5])
+
+
+def test_auto_is_the_tree_in_few_dimensions_only():
+    few, many = (SEARCHES["auto"](torch.randn(20, width, generator=Rng(0).torch())) for width in (12, 13))
+    assert not isinstance(few, NearestRows) and isinstance(many, NearestRows)
 
 
 def test_k_neighbours_are_averaged():

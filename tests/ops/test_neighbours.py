@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from telos.core.numerics import Numerics, using
 from telos.core.rng import Rng
 from telos.ops import neighbours
 from telos.ops.neighbours import GROUP, NearestRows
@@ -25,6 +26,23 @@ def test_the_same_as_sorting_all_exact_distances(rows: int, width: int, k: int):
     data, keys = torch.randn(rows, width, generator=rng), torch.randn(17, width, generator=rng)
     found = NearestRows(data)(keys, k)
     assert found.dtype == torch.int64 and torch.equal(found, distances(keys, data).sort(-1).indices[:, :k])
+
+
+@pytest.mark.parametrize("groups", [8, 2048])
+def test_blocks_may_be_of_any_size(groups: int):
+    data, keys = (torch.randn(n, 5, generator=Rng(n).torch()) for n in (20001, 40))
+    nearest = NearestRows(data)
+    nearest.groups, nearest.blocks = groups, nearest.table.split(groups * GROUP)
+    assert torch.equal(nearest(keys, 9), distances(keys, data).sort(-1).indices[:, :9])
+
+
+def test_products_of_few_digits_are_not_used():
+    data, keys = (torch.randn(n, 23, generator=Rng(n).torch()) for n in (20000, 256))
+    nearest = NearestRows(data)
+    exact, _ = nearest.best_groups(keys, 5)
+    with using(Numerics(precision="medium")):
+        found, _ = nearest.best_groups(keys, 5)
+        assert torch.equal(found, exact) and torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.parametrize("offset", [0.0, 60.0, 1e4])

@@ -84,7 +84,8 @@ class Learner(abc.ABC):
 
         Args:
             loss: called with each part: the sum to minimise, and sums to report. Of what differs between seeds it
-                reads the learner's networks and its part alone, so that several seeds can be computed at once.
+                reads the learner's networks and its part alone, so that several seeds can be computed at once; plain
+                numbers that it reads do not change in training, so that it can be compiled.
             parts: what the loss is called with; rows: of all parts.
             trained: what gets gradients; by default all that the loss depends on.
             grad_norm: report the gradient's norm, too.

@@ -246,7 +246,7 @@ def compile_to(file: Path, code: str, about: dict[str, Any]) -> None:
     Raises:
         RuntimeError: nothing compiles here.
     """
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="telos-") as scratch:
         folder = Path(scratch)
         (folder / "graph.py").write_text(code)
         (folder / "step.json").write_text(json.dumps(about))

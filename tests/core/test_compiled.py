@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from core_toys import Killed, transitions
 from torch import Tensor, nn
 
 import telos
@@ -19,7 +20,6 @@ from telos.core.compiled import CompiledStep, Untraceable, close, step_of, trace
 from telos.core.numerics import LONG, PLAIN, Numerics, preset, using
 from telos.core.together import Descent
 from telos.data.formats import save_npz
-from telos.data.records import Box, Transitions
 
 COMPILED = Numerics(update="compiled")
 
@@ -194,23 +194,6 @@ def test_no_compiler_means_torch_s(monkeypatch: pytest.MonkeyPatch):
         assert step_of(line.request()) is None
 
 
-def data() -> Transitions:
-    draw = torch.Generator().manual_seed(0)
-    return Transitions.validated(
-        observations=torch.randn(64, 3, generator=draw),
-        actions=torch.rand(64, 2, generator=draw) * 2 - 1,
-        rewards=torch.randn(64, generator=draw),
-        next_observations=torch.randn(64, 3, generator=draw),
-        terminated=torch.arange(64) % 8 == 7,
-        truncated=torch.zeros(64, dtype=torch.bool),
-        action_space=Box((-1.0, -1.0), (1.0, 1.0)),
-    )
-
-
-class Killed(BaseException):
-    """As a kill: no library handles it."""
-
-
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 def test_a_compiled_run_is_torch_s_and_is_resumed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With the compiler itself."""
@@ -218,7 +201,7 @@ def test_a_compiled_run_is_torch_s_and_is_resumed_and_kept(tmp_path: Path, monke
     monkeypatch.setattr(CompiledStep, "__call__", lambda self, request, own=CompiledStep.__call__: (
         used.append(self) or own(self, request)))  # fmt: skip
     method = telos.IQL(hidden=(24, 24), batch_size=16)
-    whole, plain = (method.fit(data(), steps=40, numerics=path) for path in ("compiled", "plain"))
+    whole, plain = (method.fit(transitions(), steps=40, numerics=path) for path in ("compiled", "plain"))
     assert len(used) == 41  # the first one is made twice, to be compared
     for own, expected in zip(whole.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
@@ -231,7 +214,7 @@ def test_a_compiled_run_is_torch_s_and_is_resumed_and_kept(tmp_path: Path, monke
         return {}
 
     out = tmp_path / "run"
-    file = save_npz(data(), tmp_path / "data.npz")
+    file = save_npz(transitions(), tmp_path / "data.npz")
     with pytest.raises(Killed):
         method.fit(str(file), steps=40, numerics="compiled", out=out, checkpoint_every=20, evaluate=killed,
                    evaluate_every=10)  # fmt: skip
@@ -239,7 +222,7 @@ def test_a_compiled_run_is_torch_s_and_is_resumed_and_kept(tmp_path: Path, monke
     resumed = telos.resume(out)
     for own, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(own, expected)
-    one, two = method.fit(data(), steps=40, numerics="compiled", seeds=2)
+    one, two = method.fit(transitions(), steps=40, numerics="compiled", seeds=2)
     for own, expected in zip(one.parameters(), whole.parameters(), strict=True):
         assert torch.equal(own, expected)
     assert not torch.equal(next(two.parameters()), next(one.parameters()))

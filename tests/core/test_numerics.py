@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from core_toys import Killed, transitions
 
 import telos
 from telos.core import numerics
 from telos.core.errors import TelosError
 from telos.core.numerics import PLAIN, Numerics, current, preset, using
 from telos.data.formats import save_npz
-from telos.data.records import Box, Transitions
 
 
 @pytest.fixture(autouse=True)
@@ -81,26 +81,9 @@ def test_precision_holds_inside_only():
     assert torch.get_float32_matmul_precision() == "highest" and current() == PLAIN
 
 
-def data() -> Transitions:
-    draw = torch.Generator().manual_seed(0)
-    return Transitions.validated(
-        observations=torch.randn(64, 3, generator=draw),
-        actions=torch.rand(64, 2, generator=draw) * 2 - 1,
-        rewards=torch.randn(64, generator=draw),
-        next_observations=torch.randn(64, 3, generator=draw),
-        terminated=torch.arange(64) % 8 == 7,
-        truncated=torch.zeros(64, dtype=torch.bool),
-        action_space=Box((-1.0, -1.0), (1.0, 1.0)),
-    )
-
-
-class Killed(BaseException):
-    """As a kill: no library handles it."""
-
-
 def test_a_run_records_its_path_and_is_resumed_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     fixed(monkeypatch, "fused")
-    file, method = str(save_npz(data(), tmp_path / "data.npz")), telos.IQL(hidden=(24, 24), batch_size=16)
+    file, method = str(save_npz(transitions(), tmp_path / "data.npz")), telos.IQL(hidden=(24, 24), batch_size=16)
     seen: list[Numerics] = []
 
     def evaluate(step: int, product) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Workers: 64 tokens for each of several prompts, sampled at temperature 1, ids in and texts out.
 
-sampling.py MODEL BATCH telos       by telos
+sampling.py MODEL BATCH telos       by telos, with compiled steps
 sampling.py MODEL BATCH generate    by transformers' generate, as it is
 sampling.py MODEL BATCH compiled    by generate with a static cache and compiled steps, its best way on a CPU
 """
@@ -19,6 +19,7 @@ from transformers import CompileConfig
 from ours import gate
 from pairs import NEW_TOKENS, model_folder
 from serve import serve
+from telos.core.numerics import preset, using
 from telos.core.rng import Rng
 from telos.lm.model import LanguageModel, load_model
 from telos.lm.products import LanguagePolicy
@@ -75,7 +76,8 @@ def main() -> None:
     model = load_model(MODELS[name]())
     rows = prompts(model, batch)
     work = by_telos(model, rows) if way == "telos" else by_generate(model, rows, **OPTIONS[way])
-    serve(work, gate("transformers", tokens=batch * NEW_TOKENS))
+    with using(preset("compiled")):
+        serve(work, gate("transformers", tokens=batch * NEW_TOKENS))
 
 
 if __name__ == "__main__":

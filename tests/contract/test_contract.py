@@ -102,10 +102,10 @@ def test_compiled_steps_are_torch_s(case: Case, monkeypatch: pytest.MonkeyPatch)
     """All but the compiler: the program is run operator by operator."""
     made, used = [], []
 
-    def program(code: str, options: dict[str, Any], tensors: Any) -> Any:
-        step = compiler.Step(code, **options)
-        made.append(step)
-        return lambda tensors: used.append(step) or step(*tensors)
+    def program(code: str, tensors: Any, *, step: dict[str, Any]) -> Any:
+        own = compiler.Step(code, **step)
+        made.append(own)
+        return lambda tensors: used.append(own) or own(*tensors)
 
     monkeypatch.setattr(compiled, "program", program)
     product = case.fit(numerics="compiled")

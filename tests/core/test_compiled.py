@@ -15,9 +15,10 @@ from core_toys import Killed, transitions
 from torch import Tensor, nn
 
 import telos
-from telos.core import compiled, compiler
-from telos.core.compiled import CompiledStep, Untraceable, close, step_of, traced
+from telos.core import compiled, compiler, programs
+from telos.core.compiled import CompiledStep, close, step_of, traced
 from telos.core.numerics import LONG, PLAIN, Numerics, preset, using
+from telos.core.programs import Uncompiled
 from telos.core.together import Descent
 from telos.data.formats import save_npz
 
@@ -54,9 +55,9 @@ def alike() -> tuple[Line, Line]:
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program as it is given to the compiler, run operator by operator: what is tested is all but the compiler."""
 
-    def program(code: str, options: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
-        step = compiler.Step(code, **json.loads(json.dumps(options)))
-        return lambda tensors: step(*tensors)
+    def program(code: str, tensors: Sequence[Tensor], *, step: dict[str, Any]) -> Any:
+        made = compiler.Step(code, **json.loads(json.dumps(step)))
+        return lambda tensors: made(*tensors)
 
     monkeypatch.setattr(compiled, "program", program)
 
@@ -161,15 +162,15 @@ def nothing(line: Line, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]
 def test_what_cannot_be_traced_is_refused(loss: Callable[..., Any], eager: None):
     line = Line()
     request = line.request(lambda *part: loss(line, *part))
-    with pytest.raises(Untraceable):
+    with pytest.raises(Uncompiled):
         traced(request)
     assert step_of(request) is None
 
 
 def test_a_program_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch):
-    def program(code: str, options: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
-        step = compiler.Step(code, **{**options, "betas": [(0.8, 0.999), (0.9, 0.999)]})
-        return lambda tensors: step(*tensors)
+    def program(code: str, tensors: Sequence[Tensor], *, step: dict[str, Any]) -> Any:
+        made = compiler.Step(code, **{**step, "betas": [(0.8, 0.999), (0.9, 0.999)]})
+        return lambda tensors: made(*tensors)
 
     monkeypatch.setattr(compiled, "program", program)
     one, other = alike()
@@ -188,7 +189,7 @@ def test_closeness_is_relative_to_the_largest_and_nan_is_not_close():
 
 
 def test_no_compiler_means_torch_s(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compiled.sys, "executable", "/bin/false")
+    monkeypatch.setattr(programs.sys, "executable", "/bin/false")
     line = Line()
     with using(COMPILED):
         assert step_of(line.request()) is None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,10 @@ import torch
 from lm_toys import tiny
 from networks import MODELS, REFUSED, made
 from scipy.stats import chisquare
+from torch import Tensor
 
+import telos.lm.decoder
+from telos.core import compiler, programs
 from telos.core.errors import HealthError
 from telos.core.numerics import PLAIN, Numerics, using
 from telos.core.rng import Rng
@@ -21,8 +27,33 @@ from telos.lm.sample import drawn, sample, transformed
 from telos.lm.soup import GeometricMixture
 from telos.lm.tokens import Sequences
 
-FUSED = Numerics(decoder="fused")
+FUSED, COMPILED = Numerics(decoder="fused"), Numerics(decoder="compiled")
 each_model = pytest.mark.parametrize("name", MODELS)
+each_way = pytest.mark.parametrize("way", ["fused", "compiled"])
+
+
+@pytest.fixture(autouse=True)
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Programs are run operator by operator as they are given to the compiler: their numbers of sequences."""
+    counts: list[int] = []
+
+    def program(code: str, tensors: Sequence[Tensor], *, varying: Sequence[Mapping[int, str]]) -> Any:
+        run, shapes = compiler.Function(code), [tensor.shape for tensor in tensors]
+
+        def checked(given: Sequence[Tensor]) -> list[Tensor]:
+            sizes: dict[str, int] = {}
+            for tensor, shape, names in zip(given, shapes, varying, strict=True):
+                assert tensor.dim() == len(shape) and tensor.is_contiguous()
+                for place, (size, usual) in enumerate(zip(tensor.shape, shape, strict=True)):
+                    assert size == (sizes.setdefault(names[place], size) if place in names else usual)
+            assert sizes["rows"] >= 2 and 2 <= sizes["used"] < sizes["total"]
+            counts.append(sizes["rows"])
+            return [run(*given)]
+
+        return checked
+
+    monkeypatch.setattr("telos.lm.decoder.program", program)
+    return counts
 
 
 def prompts(model: LanguageModel, lengths: tuple[int, ...] = (5, 1, 9, 5, 3)) -> list[np.ndarray]:
@@ -33,16 +64,18 @@ def prompts(model: LanguageModel, lengths: tuple[int, ...] = (5, 1, 9, 5, 3)) ->
     return rows
 
 
-@pytest.mark.parametrize("lay", [Copied, Kept])
+@pytest.mark.parametrize(("lay", "way"), [(Copied, "fused"), (Copied, "compiled"), (Kept, "fused")])
 @each_model
 @torch.inference_mode()
-def test_logits_are_the_network_s_token_by_token(name: str, lay: type, monkeypatch: pytest.MonkeyPatch):
+def test_logits_are_the_network_s_token_by_token(
+    name: str, lay: type, way: str, used: list[int], monkeypatch: pytest.MonkeyPatch
+):
     model = MODELS[name]()
     if lay is Kept:
         monkeypatch.setattr("telos.lm.decoder.COPIED", 0)
     rows, steps = prompts(model), 12
     following = torch.from_numpy(Rng(12).numpy().integers(3, model.causal.config.vocab_size, (len(rows), steps)))
-    growing = Decoder(model.causal, rows, steps)
+    growing = Decoder(model.causal, rows, steps, way)
     for step in range(steps):
         logits = growing.logits()
         for row, prompt in enumerate(rows):
@@ -51,17 +84,22 @@ def test_logits_are_the_network_s_token_by_token(name: str, lay: type, monkeypat
                 expected = model.network(input_ids=tokens).logits[0, -1]
             assert (logits[row] - expected).abs().max() <= 1e-4 * expected.abs().max()
         growing.extend(following[:, step])
+    assert used == [len(rows)] * (steps + 1 if way == "compiled" else 0)
 
 
+@each_way
 @each_model
 @torch.inference_mode()
-def test_sequences_that_stay_are_not_changed_by_those_that_leave(name: str):
+def test_sequences_that_stay_are_not_changed_by_those_that_leave(name: str, way: str):
     model = MODELS[name]()
     rows = prompts(model)
-    whole, fewer = Decoder(model.causal, rows, 6), Decoder(model.causal, rows, 6)
+    whole, fewer = Decoder(model.causal, rows, 6, way), Decoder(model.causal, rows, 6, way)
     kept = torch.tensor([1, 2, 4])
     fewer.keep(kept)
     for step in range(4):
+        if step == 2:  # one alone is not the program's
+            fewer.keep(torch.tensor([1]))
+            kept = kept[1:2]
         assert torch.allclose(whole.logits()[kept], fewer.logits(), rtol=1e-4, atol=1e-4)
         tokens = torch.full((len(rows),), 7 + step)
         whole.extend(tokens)
@@ -69,16 +107,17 @@ def test_sequences_that_stay_are_not_changed_by_those_that_leave(name: str):
 
 
 @each_model
-def test_both_paths_are_greedy_alike(name: str):
+def test_all_paths_are_greedy_alike(name: str):
     model = MODELS[name]()
     found = []
-    for numerics in (PLAIN, FUSED):
+    for numerics in (PLAIN, FUSED, COMPILED):
         with using(numerics):
             found.append(sample(model, prompts(model), n=2, rng=Rng(2).torch(), max_new_tokens=16, temperature=0))
-    plain, fused = found
-    assert plain.texts == fused.texts and torch.equal(plain.tokens, fused.tokens)
-    assert torch.equal(plain.lengths, fused.lengths) and torch.equal(plain.finished, fused.finished)
-    assert (fused.log_probs == 0).all()
+    plain = found[0]
+    for fast in found[1:]:
+        assert plain.texts == fast.texts and torch.equal(plain.tokens, fast.tokens)
+        assert torch.equal(plain.lengths, fast.lengths) and torch.equal(plain.finished, fast.finished)
+        assert (fast.log_probs == 0).all()
 
 
 @each_model
@@ -174,23 +213,74 @@ def test_trained_weights_are_seen():
 def test_what_is_unknown_is_left_to_the_network(name: str):
     model = REFUSED[name]()
     rows = prompts(model)
-    assert not served(model.causal, 20) and decoder(model, rows, 5) is None
+    with using(FUSED):
+        assert not served(model.causal, 20) and decoder(model, rows, 5) is None
     with using(FUSED):
         assert len(sample(model, rows, rng=Rng(0).torch(), max_new_tokens=5).texts) == len(rows)
 
 
 def test_a_network_whose_logits_differ_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     model = made("Llama")
-    assert agrees(model)
+    assert agrees(model, "fused")
     other, plain = made("Llama"), Decoder.logits
     monkeypatch.setattr(Decoder, "logits", lambda self: plain(self) * 1.01)
-    assert not agrees(other) and decoder(other, prompts(other), 4) is None
+    with using(FUSED):
+        assert not agrees(other, "fused") and decoder(other, prompts(other), 4) is None
+
+
+def test_a_program_that_differs_is_not_used(used: list[int], monkeypatch: pytest.MonkeyPatch):
+    model, right = made("Llama"), telos.lm.decoder.program  # type: ignore[attr-defined]
+
+    def program(*given: Any, **named: Any) -> Any:
+        run = right(*given, **named)
+        return lambda tensors: [found.roll(1, -1) for found in run(tensors)]
+
+    monkeypatch.setattr("telos.lm.decoder.program", program)
+    with using(COMPILED):
+        growing = decoder(model, prompts(model), 4)
+    assert isinstance(growing, Decoder) and growing.program is None
+    assert not agrees(model, "compiled") and agrees(model, "fused") and used
+
+
+@pytest.mark.parametrize("reason", ["no compiler", "a large network"])
+def test_without_a_program_tokens_are_added_by_torch_s_operators(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("telos.lm.decoder.program", programs.program)
+    monkeypatch.setenv("TELOS_CACHE", str(tmp_path))
+    if reason == "no compiler":
+        monkeypatch.setattr("telos.core.programs.sys.executable", "/bin/false")
+    else:
+        monkeypatch.setattr("telos.lm.decoder.COPIED", 0)
+    model = made("Llama")
+    with using(COMPILED):
+        growing = decoder(model, prompts(model), 4)
+    assert isinstance(growing, Decoder) and growing.program is None
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+def test_one_program_serves_any_number_of_sequences_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the compiler itself."""
+    monkeypatch.setattr("telos.lm.decoder.program", programs.program)
+    monkeypatch.setenv("TELOS_CACHE", str(tmp_path))
+    model = made("Qwen3", head_dim=8)
+    with using(COMPILED):
+        assert agrees(model, "compiled")
+    for lengths, n, new in [((3, 1, 2, 3, 3), 1, 5), ((5, 1, 9, 5, 3), 7, 24), ((1, 1, 1, 1), 1, 12)]:
+        found = []
+        for numerics in (PLAIN, COMPILED):
+            with using(numerics):
+                rows = prompts(model, lengths)
+                found.append(sample(model, rows, n=n, rng=Rng(2).torch(), max_new_tokens=new, temperature=0))
+        assert torch.equal(found[0].tokens, found[1].tokens)
+    assert len(list((tmp_path / "compiled").iterdir())) == 1
 
 
 def test_a_mixture_is_computed_by_the_decoders_of_its_parts():
     mixture = GeometricMixture([made("Llama"), made("Qwen2")], [0.3, 0.7])
     rows = prompts(made("Llama"))
-    growing = decoder(mixture, rows, 8)
+    with using(FUSED):
+        growing = decoder(mixture, rows, 8)
     assert growing is not None
     for row, prompt in enumerate(rows):
         with torch.no_grad():
@@ -207,7 +297,7 @@ def test_a_mixture_is_computed_by_the_decoders_of_its_parts():
 
 def test_a_broken_network_is_told():
     model = made("Llama")
-    assert agrees(model)
+    assert agrees(model, "fused")
     with torch.no_grad():
         model.causal.get_output_embeddings().weight.fill_(torch.nan)
     with using(FUSED), pytest.raises(HealthError, match="not finite"):

@@ -67,7 +67,7 @@ class RunOptions:
     """Train this many seeds, from --seed on, in one process; each has a folder in --out."""
     numerics: Annotated[Literal["auto", "plain", "compiled", "medium"], tyro.conf.arg(metavar="NAME")] = "auto"
     """auto (this machine's fastest in float32), plain (torch's own), compiled (gradient steps are compiled in
-    short runs, too), medium (products from bfloat16)."""
+    short runs, too, and sampling), medium (products from bfloat16)."""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
     micro: int = 1

@@ -1,42 +1,25 @@
 """Gradient steps as compiled programs: loss, gradients and Adam in one call, without torch's dispatch between them.
 
-A step is traced once (the loss of a `Learner.descend` is pure), compiled by a process of its own, so that this one does
-not grow, and kept in the cache folder by what it computes: seeds of a method and resumed runs find it there. The first
-step is made both ways; where they differ, where something cannot be traced or nothing compiles, the step is torch's.
+A step is traced once (the loss of a `Learner.descend` is pure) and becomes one of `telos.core.programs`. The first step
+is made both ways; where they differ, where something cannot be traced or nothing compiles, the step is torch's.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from telos.core import compiler
-from telos.core.errors import TelosError
-from telos.core.files import write_atomic
-from telos.core.numerics import cache, processor
+from telos.core.programs import Uncompiled, program
 from telos.core.together import Descent, tensors_of, with_tensors
 
 TOLERANCE = 1e-5
 """Largest difference from torch's step that is rounding."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-Program = Callable[[list[Tensor]], Sequence[Tensor]]
-
-
-class Untraceable(Exception):
-    """Why a step is not compiled."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ def step_of(request: Descent) -> CompiledStep | None:
         try:
             step = CompiledStep(request)
             known[id(request.optimiser)] = (kind, step if step.agrees(request) else None)
-        except Untraceable:
+        except Uncompiled:
             known[id(request.optimiser)] = (kind, None)
     first, step = known[id(request.optimiser)]
     return step if kind == first else None
@@ -88,7 +71,7 @@ def values_of(request: Descent) -> list[Tensor]:
 def traced(request: Descent) -> Trace:
     """
     Raises:
-        Untraceable: it is not on a CPU, reads tensors that are not the learner's, or looks into them.
+        Uncompiled: it is not on a CPU, reads tensors that are not the learner's, or looks into them.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -98,7 +81,7 @@ def traced(request: Descent) -> Trace:
     trained = [(p, i) for p, i in groups if p.requires_grad and (wanted is None or id(p) in wanted)]
     own = {id(tensor): tensor for tensor in owned(request.learner)}
     if any(tensor.device.type != "cpu" for tensor in [*values, *own.values()]):
-        raise Untraceable("compiled steps are for CPUs")
+        raise Uncompiled("compiled steps are for CPUs")
 
     def run(*tensors: Tensor) -> tuple[Tensor | None, ...]:
         total, sums = request.loss(*with_tensors(request.parts[0], iter(tensors)))
@@ -110,7 +93,7 @@ def traced(request: Descent) -> Trace:
         with torch.enable_grad():
             module = make_fx(run)(*values)
     except Exception as error:  # whatever a loss does that cannot be traced
-        raise Untraceable(str(error)) from error
+        raise Uncompiled(str(error)) from error
     return _lifted(module, own, names, trained)
 
 
@@ -122,7 +105,7 @@ def _lifted(module: Any, own: dict[int, Tensor], names: list[str], trained: list
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(module, node.target)
         if id(tensor) not in own:
-            raise Untraceable(f"a tensor of shape {tuple(tensor.shape)} is not the learner's")
+            raise Uncompiled(f"a tensor of shape {tuple(tensor.shape)} is not the learner's")
         if id(tensor) not in inputs:
             with graph.inserting_before(first):
                 inputs[id(tensor)] = graph.placeholder(f"held_{len(inputs)}")
@@ -134,7 +117,7 @@ def _lifted(module: Any, own: dict[int, Tensor], names: list[str], trained: list
     output.args = ((*found[: len(names)], *(gradient for gradient in gradients if gradient is not None)),)
     trained = [pair for pair, gradient in zip(trained, gradients, strict=True) if gradient is not None]
     if not trained:
-        raise Untraceable("nothing is trained")
+        raise Uncompiled("nothing is trained")
     module.recompile()
     parameters, groups = zip(*trained)
     return Trace(module.code, [own[key] for key in inputs], names, list(parameters), list(groups))
@@ -155,13 +138,13 @@ class CompiledStep:
     """A program and what it is called with.
 
     Raises:
-        Untraceable: see `traced` and `program`.
+        Uncompiled: see `traced` and `program`.
     """
 
     def __init__(self, request: Descent):
         self.trace, groups = traced(request), request.optimiser.param_groups
         if any(group["weight_decay"] or group["amsgrad"] or group["maximize"] for group in groups):
-            raise Untraceable("an option of the optimiser")
+            raise Uncompiled("an option of the optimiser")
         self.names = [*self.trace.names, *(["grad_norm"] if request.grad_norm else [])]
         self.rates = torch.empty(len(groups), 2)
         self.state = request.optimiser.state
@@ -181,7 +164,7 @@ class CompiledStep:
             "eps": [group["eps"] for group in groups],
             "norm": request.grad_norm,
         }
-        self.program = program(self.trace.code, options, self.tensors(request))
+        self.program = program(self.trace.code, self.tensors(request), step=options)
 
     def tensors(self, request: Descent) -> list[Tensor]:
         moments = [self.state[parameter][name] for name in MOMENTS for parameter in self.trace.trained]
@@ -218,41 +201,3 @@ def close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     largest = max(float(tensor.detach().abs().max()) for tensor in expected)
     errors = [float((a - b).detach().abs().max()) for a, b in zip(found, expected, strict=True)]
     return all(error <= TOLERANCE * largest for error in errors)
-
-
-def program(code: str, options: dict[str, Any], tensors: Sequence[Tensor]) -> Program:
-    """The compiled `telos.core.compiler.Step`, from the cache folder or made now.
-
-    Raises:
-        Untraceable: nothing compiles here.
-    """
-    inputs = [[*map(list, (t.shape, t.stride())), str(t.dtype).removeprefix("torch.")] for t in tensors]
-    about = {"step": options, "inputs": inputs, "threads": torch.get_num_threads()}
-    identity = [code, about, str(torch.__version__), processor(), Path(compiler.__file__).read_text()]
-    name = hashlib.blake2b(json.dumps(identity).encode(), digest_size=12).hexdigest()
-    file = cache("compiled") / f"{name}.pt2"
-    try:
-        if not file.is_file():
-            write_atomic(file, lambda scratch: compile_to(scratch, code, about))
-        # torch's public loader imports the compiler, which is 70 MB.
-        loader = cast(Any, torch._C)._aoti.AOTIModelPackageLoader
-        return loader(str(file), "model", False, 1, -1).run
-    except (TelosError, RuntimeError, AttributeError) as error:
-        raise Untraceable(str(error)) from error
-
-
-def compile_to(file: Path, code: str, about: dict[str, Any]) -> None:
-    """
-    Raises:
-        RuntimeError: nothing compiles here.
-    """
-    with tempfile.TemporaryDirectory(prefix="telos-") as scratch:
-        folder = Path(scratch)
-        (folder / "graph.py").write_text(code)
-        (folder / "step.json").write_text(json.dumps(about))
-        variables = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        command = [sys.executable, compiler.__file__, scratch]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        shutil.move(folder / "step.pt2", file)

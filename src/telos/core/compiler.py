@@ -1,7 +1,7 @@
-"""Compiles one gradient step, in a process of its own: python compiler.py FOLDER. It imports nothing of telos.
+"""Compiles one function of tensors, in a process of its own: python compiler.py FOLDER. It imports nothing of telos.
 
-FOLDER holds graph.py, whose `forward` gives metrics and gradients, and step.json, which says what it is called with and
-what is trained; step.pt2 is written there, for torch's loader of compiled models.
+FOLDER holds graph.py with the function `forward`, and about.json, which says what it is called with and, where it gives
+gradients, what is trained; program.pt2 is written there, for torch's loader of compiled models.
 """
 
 from __future__ import annotations
@@ -15,6 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Function(nn.Module):
+    """A source's `forward(self, *tensors)`."""
+
+    def __init__(self, code: str):
+        super().__init__()
+        names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
+        exec(code, names)
+        self.source: Callable[..., Any] = names["forward"]
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.source(self, *tensors)
 
 
 class Step(nn.Module):
@@ -31,9 +44,7 @@ class Step(nn.Module):
         eps: Sequence[float], norm: bool,
     ):  # fmt: skip
         super().__init__()
-        names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
-        exec(code, names)
-        self.forward_and_backward: Callable[..., Sequence[Tensor]] = names["forward"]
+        self.forward_and_backward = Function(code)
         self.trained, self.groups, self.betas, self.eps, self.norm = trained, groups, betas, eps, norm
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -43,7 +54,7 @@ class Step(nn.Module):
         """
         count = len(self.trained)
         given, moments, rates = tensors[: -2 * count - 1], tensors[-2 * count - 1 : -1], tensors[-1]
-        found = self.forward_and_backward(self, *given)
+        found = self.forward_and_backward(*given)
         metrics, gradients = found[: len(found) - count], found[len(found) - count :]
         squares = []
         for place, group, gradient, first, second in zip(
@@ -58,22 +69,25 @@ class Step(nn.Module):
         return (*metrics, torch.stack(squares).sum().sqrt()) if self.norm else tuple(metrics)
 
 
-def read(folder: Path) -> tuple[Step, list[Tensor], int]:
-    """The step, tensors as it is called with, and the threads to compile it for."""
-    about = json.loads((folder / "step.json").read_text())
-    step = Step((folder / "graph.py").read_text(), **about["step"])
+def read(folder: Path) -> tuple[nn.Module, list[Tensor], Any, int]:
+    """The function, tensors as it is called with, what varies of them, and the threads to compile it for."""
+    about, code = json.loads((folder / "about.json").read_text()), (folder / "graph.py").read_text()
+    function = Function(code) if about["step"] is None else Step(code, **about["step"])
     inputs = [torch.empty_strided(*sizes, dtype=getattr(torch, kind)).zero_() for *sizes, kind in about["inputs"]]
-    return step, inputs, about["threads"]
+    sizes = {name: torch.export.Dim(name, min=2) for names in about["varying"] for name in names if name}
+    varying = [{place: sizes[name] for place, name in enumerate(names) if name} for names in about["varying"]]
+    return function, inputs, (tuple(varying),) if sizes else None, about["threads"]
 
 
 @torch.no_grad()
 def main() -> None:
     folder = Path(sys.argv[1])
-    step, inputs, threads = read(folder)
+    function, inputs, varying, threads = read(folder)
     torch.set_num_threads(threads)
-    torch._inductor.aoti_compile_and_package(
-        torch.export.export(step, tuple(inputs), strict=False), package_path=str(folder / "step.pt2")
-    )
+    # Otherwise sizes that differ by name would have to be told apart by ranges.
+    options: dict[str, Any] = {"dynamic_shapes": varying, "prefer_deferred_runtime_asserts_over_guards": True}
+    program = torch.export.export(function, tuple(inputs), strict=False, **options)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "program.pt2"))
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ class Method(abc.ABC):
             seeds: train this many, from `seed` on, in one process: the same as one after another within rounding, as
                 batched networks where that is quicker (`telos.core.together`). Each has a folder `seed-<n>` in `out`.
             numerics: "auto" (this machine's fastest in float32; gradient steps of long runs are compiled), "plain"
-                (torch's own), "compiled" (as auto, in short runs too) or "medium" (as auto, float32 products from
+                (torch's own), "compiled" (in short runs too, and sampling) or "medium" (as auto, float32 products from
                 bfloat16 where the processor can); by default what is in force, most often "auto".
             given: what the method needs besides data: model, reference, purpose, env.
 

@@ -27,8 +27,8 @@ from telos.core.files import explained, read_json, write_json
 
 Preset = Literal["auto", "plain", "compiled", "medium"]
 """auto: the machine's fastest in float32; plain: torch's own; compiled: gradient steps are compiled in short runs
-too; medium: as auto, and float32 matrix products may be made from bfloat16 where the processor can, which is faster
-there and coarser (products to about 3 digits)."""
+too, and so is sampling from language models; medium: as auto, and float32 matrix products may be made from bfloat16
+where the processor can, which is faster there and coarser (products to about 3 digits)."""
 LONG = 50_000
 """Least steps of a run for which compilation (some 20 seconds for each kind of step) pays."""
 
@@ -39,7 +39,7 @@ class Numerics:
 
     Args:
         linear: "plain" or "fused": layers of small networks, see telos.ops.linear.
-        decoder: "plain" or "fused": sampling from language models, see telos.lm.decoder.
+        decoder: "plain", "fused" or "compiled": sampling from language models, see telos.lm.decoder.
         forward: "plain" or "packed": log-probs of language models, see telos.lm.packed.
         precision: "highest" or "medium": of float32 matrix products, see `torch.set_float32_matmul_precision`.
         update: "plain" or "compiled": gradient steps, see telos.core.compiled; "auto": see `settled`.
@@ -92,7 +92,7 @@ def preset(name: str) -> Numerics:
     presets: Mapping[str, Callable[[], Numerics]] = {
         "auto": lambda: Numerics(_fastest_linear(), "fused", "packed", update="auto"),
         "plain": lambda: PLAIN,
-        "compiled": lambda: Numerics("plain", "fused", "packed", update="compiled"),
+        "compiled": lambda: Numerics("plain", "compiled", "packed", update="compiled"),
         "medium": lambda: Numerics(_fastest_linear(), "fused", "packed", "medium", "auto"),
     }
     if name not in presets:

@@ -8,6 +8,17 @@ import time
 from collections.abc import Mapping
 
 
+def muted() -> bool:
+    """Whether nothing is to be shown: TELOS_PROGRESS=0."""
+    return os.environ.get("TELOS_PROGRESS", "1") == "0"
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error."""
+    if not muted():
+        print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Shows `step/total`, rate, time left and the metrics of a run on standard error.
 
@@ -17,7 +28,7 @@ class Progress:
     def __init__(self, title: str, total: int, start: int = 0, silent: bool = False):
         self.title, self.total, self.start = title, total, start
         self.begun = self.shown = time.monotonic()
-        self.silent = silent or os.environ.get("TELOS_PROGRESS", "1") == "0"
+        self.silent = silent or muted()
         self.live = sys.stderr.isatty()
         self.open = False
 

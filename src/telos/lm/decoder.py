@@ -3,6 +3,9 @@
 It serves the float32 networks of `SERVED` with plain linear layers; for others, and where its logits are not the
 network's own, `decoder` gives None and the network itself is to be asked. All under `torch.inference_mode`.
 
+A token is added by torch's operators, or by one program for all of a network's layers (`telos.lm.growth`), which serves
+any number of sequences of any length, and all networks of the same sizes.
+
 A rotation of a head turns pairs of its entries, which transformers holds half a head apart. Here they lie side by side
 as one complex number, in queries and keys alike, so that their products stay as they are.
 """
@@ -10,7 +13,8 @@ as one complex number, in queries and keys alike, so that their products stay as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -19,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telos.core.numerics import current, using
+from telos.core.programs import Program, Uncompiled, program
 from telos.core.rng import Rng
+from telos.lm import growth
 from telos.lm.model import LanguageModel
 from telos.lm.tokens import Ids
 
@@ -42,6 +48,14 @@ SHORT_HEAD = 16
 """Longest heads whose keys are quicker to read with time innermost."""
 READ = 1024
 """Tokens of prompts that are read at once."""
+EVEN = 8
+"""Attention within prompts is quickest for multiples of this length."""
+WAYS = {"plain": (), "fused": ("fused",), "compiled": ("compiled", "fused")}
+"""Of adding a token, for each numerical path: the first that agrees with the network is taken."""
+MOVING, ROOM = ({0: "rows"}, {0: "rows"}, {0: "used"}), {0: "rows", 2: "total"}
+"""Sizes that vary, of what a program is called with."""
+USUAL = {"rows": 64, "total": 129, "used": 64}
+"""Sizes for which a program is made to be fast."""
 
 
 class Growing(Protocol):
@@ -67,10 +81,13 @@ def decoder(model: LanguageModel | GeometricMixture, prompts: Sequence[Ids], roo
     The weights are read now: make a new one once they have changed.
     """
     models = [model] if isinstance(model, LanguageModel) else model.models
-    longest = max(map(len, prompts)) + room
-    if not all(served(part.causal, longest) and agrees(part) for part in models):
+    ways, longest = WAYS[current().decoder], max(map(len, prompts)) + room
+    if not ways or not all(served(part.causal, longest) for part in models):
         return None
-    parts = [Decoder(part.causal, prompts, room) for part in models]
+    way = next((way for way in ways if all(agrees(part, way) for part in models)), None)
+    if way is None:
+        return None
+    parts = [Decoder(part.causal, prompts, room, way) for part in models]
     return parts[0] if isinstance(model, LanguageModel) else Mixed(parts, model.weights)
 
 
@@ -95,17 +112,22 @@ def untouched(module: nn.Module) -> bool:
     return type(module).__module__.startswith(KNOWN) and not changed
 
 
-_agree: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_agree: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
-def agrees(model: LanguageModel) -> bool:
+def agrees(model: LanguageModel, way: str) -> bool:
     """Whether two short sequences of unequal length have the network's own logits, token by token; asked once."""
-    if model.causal not in _agree:
+    known = _agree.setdefault(model.causal, {})
+    if way not in known:
         tokens = torch.from_numpy(Rng(0).at("decoder").numpy().integers(0, model.causal.config.vocab_size, (2, 8)))
         heads, grown = (5, 3), 3
         with using(dataclasses.replace(current(), precision="highest")):
-            growing = Decoder(model.causal, [row[:n].numpy() for row, n in zip(tokens, heads, strict=True)], grown)
+            prompts = [row[:n].numpy() for row, n in zip(tokens, heads, strict=True)]
+            try:
+                growing = Decoder(model.causal, prompts, grown, way)
+            except Uncompiled:
+                return known.setdefault(way, False)
             tokens, found = tokens.to(model.device), [growing.logits()]
             rows, ends = torch.arange(2), torch.tensor(heads)
             for step in range(grown):
@@ -114,8 +136,8 @@ def agrees(model: LanguageModel) -> bool:
             whole = model.head(model.hidden(tokens))
         expected = torch.stack([whole[rows, ends - 1 + step] for step in range(grown + 1)])
         error = (torch.stack(found) - expected).abs().max()
-        _agree[model.causal] = bool(error <= TOLERANCE * expected.abs().max())
-    return _agree[model.causal]
+        known[way] = bool(error <= TOLERANCE * expected.abs().max())
+    return known[way]
 
 
 class Layer(NamedTuple):
@@ -125,8 +147,7 @@ class Layer(NamedTuple):
     output: Product
     gate_up: Product
     down: Product
-    q_norm: Callable[[Tensor], Tensor] | None
-    k_norm: Callable[[Tensor], Tensor] | None
+    norms: tuple[HeadNorm, HeadNorm] | None
 
 
 class Decoder:
@@ -136,9 +157,13 @@ class Decoder:
 
     Args:
         prompts: M arrays of ids, of any lengths >= 1; equal ones are read once. room: most tokens to come.
+        way: "fused" or "compiled".
+
+    Raises:
+        Uncompiled: nothing compiles here, or the network is too large to gain by it.
     """
 
-    def __init__(self, causal: Any, prompts: Sequence[Ids], room: int):
+    def __init__(self, causal: Any, prompts: Sequence[Ids], room: int, way: str = "fused"):
         body, config = causal.base_model, causal.config
         attention = body.layers[0].self_attn
         self.heads, self.shared, self.size = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
@@ -146,15 +171,22 @@ class Decoder:
         self.layers = [self._layer(block, lay) for block in body.layers]
         self.embedding = body.embed_tokens.weight
         self.head = lay([causal.get_output_embeddings()], body.norm.weight)
-        self.least = self.embedding.new_tensor(config.hidden_size * body.norm.variance_epsilon).sqrt()
+        least = config.hidden_size * body.norm.variance_epsilon
+        self.least = self.embedding.new_tensor(least).sqrt()
+        compiled = way == "compiled"
         ids = [tuple(prompt.tolist()) for prompt in prompts]
         last = torch.tensor([prompt[-1] for prompt in ids], device=self.embedding.device)
         self.positions = torch.tensor([len(prompt) - 1 for prompt in ids], device=last.device)
         self.used = max(map(len, ids)) - 1
-        self.total = self.used + 1 + room
+        # A program takes the room for one that is never used up.
+        self.total = self.used + 1 + room + compiled
         self.turns = turns(body.rotary_emb, self.total, attention.scaling**0.5)
-        self.bias = self._gaps()
+        self.places = torch.arange(self.total, device=last.device)
+        self.bias = self._gaps(compiled)
+        self.transposed = self.size <= SHORT_HEAD
         self.cache = [self._room(len(ids)) for _ in self.layers]
+        self.program = self._program(least) if compiled else None
+        self.staying = [tensor for tensor, _ in self._staying()] if compiled else []
         self._read(ids)
         self.extend(last)
 
@@ -166,21 +198,54 @@ class Decoder:
             lay([attention.o_proj]),
             lay([mlp.gate_proj, mlp.up_proj], block.post_attention_layernorm.weight),
             lay([mlp.down_proj]),
-            head_norm(attention, "q_norm"),
-            head_norm(attention, "k_norm"),
+            (HeadNorm(attention.q_norm), HeadNorm(attention.k_norm)) if hasattr(attention, "q_norm") else None,
         )
 
-    def _gaps(self) -> Float[Tensor, "m_shared 1 total"] | None:
-        """Minus infinity at padding; None where there is none."""
-        place = torch.arange(self.total, device=self.positions.device)
-        empty = (place >= self.positions[:, None]) & (place < self.used)
+    def _gaps(self, always: bool) -> Float[Tensor, "m_shared 1 total"] | None:
+        """Minus infinity at padding; None where there is none, but not `always`."""
+        empty = (self.places >= self.positions[:, None]) & (self.places < self.used)
         bias = torch.zeros(empty.shape, device=empty.device).masked_fill(empty, -torch.inf)
-        return bias.repeat_interleave(self.shared, 0)[:, None] if empty.any() else None
+        return bias.repeat_interleave(self.shared, 0)[:, None] if always or empty.any() else None
 
     def _room(self, count: int) -> tuple[Float[Tensor, "m shared s total"], Float[Tensor, "m shared total s"]]:
         """For the keys and values of a layer."""
         keys, values = self.embedding.new_zeros(2, count, self.shared, self.total, self.size)
-        return keys.view(*keys.shape[:2], self.size, -1) if self.size <= SHORT_HEAD else keys.mT, values
+        return keys.view(*keys.shape[:2], self.size, -1) if self.transposed else keys.mT, values
+
+    def _program(self, least: float) -> Program:
+        """`growth.grown` for this network's sizes.
+
+        Raises:
+            Uncompiled: see the class.
+        """
+        first = self.layers[0]
+        if not all(isinstance(part, Copied) for part in first[:4]) or self.places.device.type != "cpu":
+            raise Uncompiled("a large network, or one that is not on a CPU")
+        about = {
+            "heads": self.heads, "shared": self.shared, "size": self.size, "layers": len(self.layers), "least": least,
+            "biased": [isinstance(part, Copied) and part.bias is not None for part in first[:4]],
+            "epsilon": None if first.norms is None else first.norms[0].epsilon, "transposed": self.transposed,
+        }  # fmt: skip
+        call = f"\n\ndef forward(self, *tensors):\n    return grown(*tensors, **{about})\n"
+        given = [*zip(self._moving(self.embedding[:1]), MOVING, strict=True), *self._staying()]
+        shapes = [[USUAL[sizes[i]] if i in sizes else n for i, n in enumerate(tensor.shape)] for tensor, sizes in given]
+        usual = [torch.empty(shape, dtype=tensor.dtype, device="meta") for shape, (tensor, _) in zip(shapes, given)]
+        return program(Path(growth.__file__).read_text() + call, usual, varying=[sizes for _, sizes in given])
+
+    def _moving(self, x: Float[Tensor, "m d"]) -> list[Tensor]:
+        """What the program is called with and differs from token to token."""
+        return [x, torch.view_as_real(self.turns[self.positions]), self.places[: self.used + 1]]
+
+    def _staying(self) -> list[tuple[Tensor, Mapping[int, str]]]:
+        """The rest that it is called with, and which sizes of it vary."""
+        assert self.bias is not None
+        given: list[tuple[Tensor, Mapping[int, str]]] = [(self.bias.view(-1, self.shared, self.total), ROOM)]
+        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
+            parts = [part for part in layer[:4] if isinstance(part, Copied)]
+            fixed = [tensor for part in parts for tensor in (part.weight, part.bias) if tensor is not None]
+            given += [(tensor, {}) for tensor in [*fixed, *(norm.gain for norm in layer.norms or ())]]
+            given += [(keys, {0: "rows", 3: "total"}) if self.transposed else (keys.mT, ROOM), (values, ROOM)]
+        return given
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Fills the cache with all but the last token of each."""
@@ -196,7 +261,8 @@ class Decoder:
     ) -> None:
         """Fills the cache at `rows` with the prompts at `owners`. Only attention meets padding, on the right."""
         device, counts = rows.device, torch.tensor([len(prompt) for prompt in prompts])
-        inside = torch.arange(int(counts.max())) < counts[:, None]
+        width = min(-(-int(counts.max()) // EVEN) * EVEN, self.total)
+        inside = torch.arange(width) < counts[:, None]
         shape, places = inside.shape, inside.flatten().nonzero()[:, 0].to(device)
         if not len(places):
             return
@@ -220,8 +286,8 @@ class Decoder:
         split = layer.qkv(self._unit(x)).view(x.shape[0], -1, self.size // 2, 2)
         pairs = torch.view_as_complex(split)
         q, k = pairs[:, : self.heads], pairs[:, self.heads : -self.shared]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = layer.q_norm(q), layer.k_norm(k)
+        if layer.norms is not None:
+            q, k = layer.norms[0](q), layer.norms[1](k)
         q, k = torch.view_as_real(q * turns), torch.view_as_real(k * turns)
         return q.flatten(2), k.flatten(2), split[:, -self.shared :].flatten(2)
 
@@ -239,10 +305,20 @@ class Decoder:
         return self.head(self._unit(self.hidden))
 
     def extend(self, tokens: Int64[Tensor, " m"]) -> None:
-        count, now, then = tokens.shape[0], self.used, self.used + 1
+        x = self.embedding[tokens]
+        # Programs are for sizes from 2 on.
+        if self.program is not None and len(x) > 1 and self.used > 0:
+            (self.hidden,) = self.program(self._moving(x) + self.staying)
+        else:
+            self.hidden = self._extended(x)
+        self.used += 1
+        self.positions += 1
+
+    def _extended(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """x after all layers, in place."""
+        count, now, then = x.shape[0], self.used, self.used + 1
         turns = self.turns[self.positions][:, None]
         bias = None if self.bias is None else self.bias[:, :, :then]
-        x = self.embedding[tokens]
         for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
             q, k, v = self._heads(layer, x, turns)
             keys[..., now], values[:, :, now] = k, v
@@ -250,8 +326,7 @@ class Decoder:
             scores = torch.bmm(q, past) if bias is None else torch.baddbmm(bias, q, past)
             mixed = torch.bmm(scores.softmax(-1), values.flatten(0, 1)[:, :then])
             self._rest(layer, x, mixed.view(count, -1))
-        self.hidden, self.used = x, then
-        self.positions += 1
+        return x
 
     def keep(self, rows: Int64[Tensor, " k"]) -> None:
         before, self.cache = self.cache, [self._room(len(rows)) for _ in self.layers]
@@ -261,6 +336,8 @@ class Decoder:
         self.hidden, self.positions = self.hidden[rows], self.positions[rows]
         if self.bias is not None:
             self.bias = self.bias.unflatten(0, (-1, self.shared))[rows].flatten(0, 1)
+        if self.program is not None:
+            self.staying = [tensor for tensor, _ in self._staying()]
 
 
 class Mixed:
@@ -334,15 +411,15 @@ def side_by_side(values: Float[Tensor, "*rest n"], size: int) -> Float[Tensor, "
     return values.unflatten(-1, (-1, 2, size // 2)).mT.flatten(-3) if size else values
 
 
-def head_norm(attention: Any, name: str) -> Callable[[Tensor], Tensor] | None:
-    """The root-mean-square norm of heads, given as pairs; None where the network has none of this name."""
-    module = getattr(attention, name, None)
-    if module is None:
-        return None
-    gain = module.weight.view(2, -1).T.contiguous()
-    return lambda pairs: torch.view_as_complex(
-        F.rms_norm(torch.view_as_real(pairs), gain.shape, gain, module.variance_epsilon)
-    )
+class HeadNorm:
+    """The root-mean-square norm of heads, given as pairs."""
+
+    def __init__(self, module: Any):
+        self.gain, self.epsilon = module.weight.view(2, -1).T.contiguous(), module.variance_epsilon
+
+    def __call__(self, pairs: Complex64[Tensor, "n heads h"]) -> Complex64[Tensor, "n heads h"]:
+        normed = F.rms_norm(torch.view_as_real(pairs), self.gain.shape, self.gain, self.epsilon)
+        return torch.view_as_complex(normed)
 
 
 def turns(rotary: Any, length: int, scale: float) -> Complex64[Tensor, "length h"]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from telos.core.errors import HealthError, TelosError
-from telos.core.numerics import current
 from telos.core.products import Completions
 from telos.lm.decoder import Growing, decoder
 from telos.lm.model import LanguageModel
@@ -71,7 +70,7 @@ def sample_tokens(
     A completion ends with the end token, which counts, or after N = max_new_tokens; what stands after it says nothing.
     The numerical paths draw from the same distribution, but not the same numbers.
     """
-    growing = decoder(model, prompts, max_new_tokens) if current().decoder == "fused" else None
+    growing = decoder(model, prompts, max_new_tokens)
     if growing is None:
         return plain_tokens(model, prompts, rng, max_new_tokens=max_new_tokens, **transform)
     return fused_tokens(growing, model.eos_id, len(prompts), rng, max_new_tokens=max_new_tokens, **transform)

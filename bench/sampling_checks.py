@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pairs import NEW_TOKENS
 from sampling import MODELS, generated, prompts
+from telos.core.numerics import preset, using
 from telos.core.rng import Rng
 from telos.lm.model import LanguageModel, load_model
 from telos.lm.products import LanguagePolicy
@@ -31,8 +32,9 @@ def closed(tokens: Tensor, eos: int) -> np.ndarray:
 
 
 def by_telos(model: LanguageModel, rows: list[np.ndarray], new: int, **options: Any) -> np.ndarray:
-    """The same of telos's completions."""
-    done = LanguagePolicy(model).generate(rows, max_new_tokens=new, **options)
+    """The same of telos's completions, by compiled steps."""
+    with using(preset("compiled")):
+        done = LanguagePolicy(model).generate(rows, max_new_tokens=new, **options)
     tokens = np.full((len(rows), new), -1)
     for place, (ids, start, end) in enumerate(zip(done.tokens.tolist(), done.boundaries, done.lengths, strict=True)):
         tokens[place, : end - start] = ids[start:end]

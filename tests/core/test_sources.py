@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from telos.core.rng import Rng
-from telos.core.sources import Epochs, Uniform
+from telos.core.sources import Both, Epochs, Uniform
 from telos.data.records import Record
 
 
@@ -76,3 +76,13 @@ def test_a_cursor_is_all_that_resuming_needs():
     later = Epochs(Items(10), 3, Rng(4), np.arange(10) % 4)
     later.load_state(tensors, numbers)
     assert got + [later.next(behaviour, Rng(0)) for _ in range(5)] == expected
+
+
+def test_rows_are_taken_as_by_brackets():
+    both = Both(Numbers(torch.arange(10.0)), Numbers(torch.arange(20).view(10, 2)))
+    index = torch.tensor([4, 0, 4])
+    taken, expected = both.take(index), both[index]
+    assert torch.equal(taken.first.value, expected.first.value) and taken.first.name == "n"
+    assert torch.equal(taken.second.value, expected.second.value) and taken.second.value.tolist()[0] == [8, 9]
+    with pytest.raises(IndexError):
+        both.take(torch.tensor([10]))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from telos.core.programs import Uncompiled, program
-from telos.core.together import Descent, tensors_of, with_tensors
+from telos.core.together import Descent, with_tensors
 
 TOLERANCE = 1e-5
 """Largest difference from torch's step that is rounding."""
@@ -59,13 +59,8 @@ def step_of(request: Descent) -> CompiledStep | None:
 
 def kind_of(request: Descent) -> tuple[Any, ...]:
     """What a program is compiled for: a loss, and shapes, strides and kinds of numbers."""
-    tensors = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in values_of(request)]
+    tensors = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in request.values]
     return request.loss.__qualname__, *tensors
-
-
-def values_of(request: Descent) -> list[Tensor]:
-    """What differs from step to step."""
-    return list(tensors_of(request.parts[0]))
 
 
 def traced(request: Descent) -> Trace:
@@ -75,7 +70,7 @@ def traced(request: Descent) -> Trace:
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    values, names = values_of(request), list[str]()
+    values, names = request.values, list[str]()
     groups = [(p, i) for i, group in enumerate(request.optimiser.param_groups) for p in group["params"]]
     wanted = None if request.trained is None else {id(parameter) for parameter in request.trained}
     trained = [(p, i) for p, i in groups if p.requires_grad and (wanted is None or id(p) in wanted)]
@@ -153,9 +148,12 @@ class CompiledStep:
                 moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
                 self.state[parameter].update(step=torch.zeros(()), **moments)
         # One tensor with all of their counts is advanced at once.
-        self.taken = torch.stack([self.state[parameter]["step"] for parameter in self.trace.trained])
-        for parameter, count in zip(self.trace.trained, self.taken.unbind(), strict=True):
+        taken = torch.stack([self.state[parameter]["step"] for parameter in self.trace.trained])
+        for parameter, count in zip(self.trace.trained, taken.unbind(), strict=True):
             self.state[parameter]["step"] = count
+        # Few numbers are changed sooner by numpy.
+        self.counts, self.written = taken.numpy(), self.rates.numpy()
+        self.moments = [self.state[parameter][name] for name in MOMENTS for parameter in self.trace.trained]
         places = {id(tensor): place for place, tensor in enumerate(self.trace.held)}
         options = {
             "trained": [places[id(parameter)] for parameter in self.trace.trained],
@@ -167,17 +165,16 @@ class CompiledStep:
         self.program = program(self.trace.code, self.tensors(request), step=options)
 
     def tensors(self, request: Descent) -> list[Tensor]:
-        moments = [self.state[parameter][name] for name in MOMENTS for parameter in self.trace.trained]
-        return [*self.trace.held, *values_of(request), *moments, self.rates]
+        return [*self.trace.held, *request.values, *self.moments, self.rates]
 
     @torch.no_grad()
     def __call__(self, request: Descent) -> dict[str, Tensor | float]:
         """Makes the step: the metrics."""
-        self.taken += 1
-        taken = float(self.taken[0])
-        for rate, group in zip(self.rates, request.optimiser.param_groups, strict=True):
+        self.counts += 1
+        taken = float(self.counts[0])
+        for row, group in enumerate(request.optimiser.param_groups):
             beta1, beta2 = group["betas"]
-            rate[0], rate[1] = group["lr"] / (1 - beta1**taken), (1 - beta2**taken) ** 0.5
+            self.written[row] = group["lr"] / (1 - beta1**taken), (1 - beta2**taken) ** 0.5
         found = self.program(self.tensors(request))
         return dict(zip(self.names, found, strict=True))
 

@@ -28,7 +28,7 @@ class Uniform(Source):
 
     def next(self, behaviour: Callable[[], Product], rng: Rng) -> Record:
         index = torch.randint(len(self.data), (self.batch_size,), generator=rng.torch(self.device), device=self.device)
-        return self.data[index]
+        return self.data.take(index)
 
 
 class UniformWindows(Source):

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
@@ -44,6 +45,11 @@ class Descent:
     rows: int
     trained: Sequence[Tensor] | None
     grad_norm: bool
+
+    @cached_property
+    def values(self) -> list[Tensor]:
+        """What differs from step to step, in the first part."""
+        return list(tensors_of(self.parts[0]))
 
     def key(self) -> tuple[Any, ...]:
         """Equal for descents that may be made as one."""

@@ -6,6 +6,7 @@ data set it was drawn from.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,13 +24,19 @@ Text = str | list[Message]
 """A plain text, or a conversation as a list of {"role", "content"} messages."""
 
 
+@functools.cache
+def names_of(record: type[Record]) -> tuple[str, ...]:
+    """The names of its fields."""
+    return tuple(one.name for one in fields(record))
+
+
 @dataclass(frozen=True)
 class Record:
     """Columns of equal length N; every Tensor or Record field is a column, anything else describes them all."""
 
     def columns(self) -> dict[str, Any]:
         """The fields that have one row an item."""
-        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor | Record)}
+        return {name: v for name in names_of(type(self)) if isinstance(v := getattr(self, name), Tensor | Record)}
 
     def __len__(self) -> int:
         return len(next(iter(self.columns().values())))
@@ -37,6 +44,13 @@ class Record:
     def __getitem__(self, index: Any) -> Self:
         """The rows at `index` (slice, integer tensor or boolean mask)."""
         return replace(self, **{name: column[index] for name, column in self.columns().items()})
+
+    def take(self, index: Tensor) -> Self:
+        """The rows at `index` (K,), int64 and >= 0: as with brackets, sooner."""
+        rows = {
+            n: c.take(index) if isinstance(c, Record) else c.index_select(0, index) for n, c in self.columns().items()
+        }
+        return replace(self, **rows)
 
     def to(self, device: torch.device | str) -> Self:
         """The same record on `device`."""

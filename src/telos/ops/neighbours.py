@@ -38,8 +38,9 @@ class NearestRows:
         # |row|^2 is a further column, so that the product with (-2 key, 1) is a rank.
         self.table = rows.new_zeros(-(-self.count // GROUP) * GROUP, width + 1)
         torch.sub(rows, self.centre, out=self.table[: self.count, :-1])
-        # On a CPU the products of a block should stay in the cache; on a GPU there should be few blocks.
-        self.groups = 128 if rows.device.type == "cpu" else 2048
+        # On a CPU the products of a block should stay in the cache; on a GPU there should be few blocks. So with keys
+        # that are measured at once.
+        self.groups, self.measured = (128, 64) if rows.device.type == "cpu" else (2048, 4096)
         self.blocks = self.table.split(self.groups * GROUP)
         for block in self.blocks:
             block[:, -1] = block[:, :-1].square().sum(-1)
@@ -58,9 +59,9 @@ class NearestRows:
         """The nearest rows of the best groups, and whether no other can be nearer."""
         ranks, groups = self.best_groups(keys, k + SPARE)
         index = (groups[..., None] * GROUP + torch.arange(GROUP, device=keys.device)).flatten(1)
-        rows = self.table[index.clamp(max=self.count - 1), :-1].double()
         exact = keys.double()
-        squares = (rows - exact[:, None]).square().sum(-1).masked_fill(index >= self.count, torch.inf)
+        pairs = zip(groups.split(self.measured), exact.split(self.measured))
+        squares = torch.cat([self.squares(*pair) for pair in pairs]).masked_fill_(index >= self.count, torch.inf)
         nearest, place = squares.topk(k, largest=False)
         # A nearer row of another group is at most |key| + distance long, which bounds the rounding of its rank.
         lengths, last = exact.norm(dim=-1), nearest[:, -1]
@@ -84,6 +85,12 @@ class NearestRows:
         within = ranks[blocks, :, torch.arange(len(keys), device=keys.device)[:, None]].flatten(1)
         best, place = within.topk(min(count, within.shape[1]), largest=False)
         return best, blocks.gather(1, place // self.groups) * self.groups + place % self.groups
+
+    def squares(self, groups: Int[Tensor, "B groups"], keys: Float[Tensor, "B D"]) -> Float[Tensor, "B members"]:
+        """Squared distances to all members, in float64."""
+        table = self.table.view(-1, GROUP, self.table.shape[1])
+        members = table[groups.clamp(max=len(table) - 1)].flatten(1, 2)[..., :-1].double()
+        return members.sub_(keys[:, None]).square_().sum(-1)
 
     def in_float64(self, keys: Float[Tensor, "B D"], k: int) -> Int[Tensor, "B k"]:
         """The k nearest by all distances."""

@@ -40,7 +40,7 @@ class NearestRows:
         torch.sub(rows, self.centre, out=self.table[: self.count, :-1])
         # On a CPU the products of a block should stay in the cache; on a GPU there should be few blocks. So with keys
         # that are measured at once.
-        self.groups, self.measured = (128, 64) if rows.device.type == "cpu" else (2048, 4096)
+        self.groups, self.measured = (32, 64) if rows.device.type == "cpu" else (2048, 4096)
         self.blocks = self.table.split(self.groups * GROUP)
         for block in self.blocks:
             block[:, -1] = block[:, :-1].square().sum(-1)

@@ -7,16 +7,16 @@ import torch
 from telos.data.records import Box, Transitions
 
 
-def transitions() -> Transitions:
-    """64 random ones, of episodes of 8."""
-    draw = torch.Generator().manual_seed(0)
+def transitions(rows: int = 64, episode: int = 8, draw: torch.Generator | None = None) -> Transitions:
+    """Random ones, of episodes of equal length."""
+    draw = torch.Generator().manual_seed(0) if draw is None else draw
     return Transitions.validated(
-        observations=torch.randn(64, 3, generator=draw),
-        actions=torch.rand(64, 2, generator=draw) * 2 - 1,
-        rewards=torch.randn(64, generator=draw),
-        next_observations=torch.randn(64, 3, generator=draw),
-        terminated=torch.arange(64) % 8 == 7,
-        truncated=torch.zeros(64, dtype=torch.bool),
+        observations=torch.randn(rows, 3, generator=draw),
+        actions=torch.rand(rows, 2, generator=draw) * 2 - 1,
+        rewards=torch.randn(rows, generator=draw),
+        next_observations=torch.randn(rows, 3, generator=draw),
+        terminated=torch.arange(rows) % episode == episode - 1,
+        truncated=torch.zeros(rows, dtype=torch.bool),
         action_space=Box((-1.0, -1.0), (1.0, 1.0)),
     )
 

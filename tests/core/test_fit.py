@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from core_toys import Killed
 
 import telos
 from telos.core.errors import HealthError, TelosError
@@ -33,10 +34,6 @@ def weights(product: Product) -> torch.Tensor:
 
 def fit(**arguments: Any) -> Product:
     return BC.fit(**{"source": DATA, "steps": 20, "device": "cpu", **arguments})
-
-
-class Killed(BaseException):
-    pass
 
 
 def kill_at(kill: int) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from core_toys import Killed, transitions
 from torch import Tensor
 
 import telos
@@ -19,22 +20,13 @@ from telos.core.errors import TelosError
 from telos.core.rng import Rng
 from telos.core.together import ByRow, run_together, tensors_of, with_tensors
 from telos.data.formats import save_npz
-from telos.data.records import Box, Transitions
+from telos.data.records import Transitions
 
 SMALL = {"hidden": (16, 16), "batch_size": 10}
 
 
 def data() -> Transitions:
-    draw = Rng(5).torch()
-    return Transitions.validated(
-        observations=torch.randn(200, 3, generator=draw),
-        actions=torch.rand(200, 2, generator=draw) * 2 - 1,
-        rewards=torch.randn(200, generator=draw),
-        next_observations=torch.randn(200, 3, generator=draw),
-        terminated=torch.arange(200) % 10 == 9,
-        truncated=torch.zeros(200, dtype=torch.bool),
-        action_space=Box((-1.0, -1.0), (1.0, 1.0)),
-    )
+    return transitions(200, 10, Rng(5).torch())
 
 
 def worst(a: torch.nn.Module, b: torch.nn.Module) -> float:
@@ -107,10 +99,6 @@ def test_turns_are_taken_where_they_pay():
         assert not together.pays(small, torch.device("cpu"))
     finally:
         torch.set_num_threads(1)
-
-
-class Killed(BaseException):
-    """As a kill: no library handles it."""
 
 
 def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path: Path, batched: list[int]):

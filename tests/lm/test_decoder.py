@@ -215,7 +215,6 @@ def test_what_is_unknown_is_left_to_the_network(name: str):
     rows = prompts(model)
     with using(FUSED):
         assert not served(model.causal, 20) and decoder(model, rows, 5) is None
-    with using(FUSED):
         assert len(sample(model, rows, rng=Rng(0).torch(), max_new_tokens=5).texts) == len(rows)
 
 

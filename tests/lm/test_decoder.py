@@ -20,7 +20,7 @@ from telos.core import compiler, programs
 from telos.core.errors import HealthError
 from telos.core.numerics import PLAIN, Numerics, using
 from telos.core.rng import Rng
-from telos.lm.decoder import Copied, Decoder, Kept, agrees, decoder, served
+from telos.lm.decoder import Copied, Decoder, Kept, agrees, decoders, served
 from telos.lm.log_probs import token_log_probs
 from telos.lm.model import LanguageModel
 from telos.lm.sample import drawn, sample, transformed
@@ -136,6 +136,23 @@ def test_log_probs_are_those_of_the_network_under_the_transform(name: str, trans
     assert len({tuple(row) for row in some.tokens.tolist()}) > 5  # copies of a prompt go on in their own ways
 
 
+@each_way
+@pytest.mark.parametrize("mixed", [False, True])
+def test_sequences_whose_cache_is_large_are_grown_in_groups(way: str, mixed: bool, monkeypatch: pytest.MonkeyPatch):
+    """A token takes 2 x 4 bytes x 2 layers x 2 heads x 8 = 256 bytes, or twice that with twice the heads."""
+    one = made("Llama")
+    model = GeometricMixture([one, made("Llama", num_key_value_heads=4)], [0.3, 0.7]) if mixed else one
+    rows, found = prompts(one, (5, 1, 9, 5, 3, 2, 4)), []
+    with using(PLAIN):
+        plain = sample(model, rows, rng=Rng(2).torch(), max_new_tokens=12, temperature=0)
+    for size, groups in [(1 << 26, 1), (7 * (9 + 12) * 256, 3 if mixed else 1), (1, len(rows))]:
+        monkeypatch.setattr("telos.lm.decoder.GROUP", size)
+        with using(Numerics(decoder=way)):
+            assert len(decoders(model, rows, 12)) == groups
+            found.append(sample(model, rows, rng=Rng(2).torch(), max_new_tokens=12, temperature=0))
+    assert all(some.texts == plain.texts and torch.equal(some.tokens, plain.tokens) for some in found)
+
+
 def test_sequences_that_have_ended_leave_and_change_nothing(monkeypatch: pytest.MonkeyPatch):
     model, found = tiny(), []
     rows = [np.arange(1, 1 + n) for n in (2, 5, 3)] * 8
@@ -214,7 +231,7 @@ def test_what_is_unknown_is_left_to_the_network(name: str):
     model = REFUSED[name]()
     rows = prompts(model)
     with using(FUSED):
-        assert not served(model.causal, 20) and decoder(model, rows, 5) is None
+        assert not served(model.causal, 20) and not decoders(model, rows, 5)
         assert len(sample(model, rows, rng=Rng(0).torch(), max_new_tokens=5).texts) == len(rows)
 
 
@@ -224,7 +241,7 @@ def test_a_network_whose_logits_differ_is_left_alone(monkeypatch: pytest.MonkeyP
     other, plain = made("Llama"), Decoder.logits
     monkeypatch.setattr(Decoder, "logits", lambda self: plain(self) * 1.01)
     with using(FUSED):
-        assert not agrees(other, "fused") and decoder(other, prompts(other), 4) is None
+        assert not agrees(other, "fused") and not decoders(other, prompts(other), 4)
 
 
 def test_a_program_that_differs_is_not_used(used: list[int], monkeypatch: pytest.MonkeyPatch):
@@ -236,7 +253,8 @@ def test_a_program_that_differs_is_not_used(used: list[int], monkeypatch: pytest
 
     monkeypatch.setattr("telos.lm.decoder.program", program)
     with using(COMPILED):
-        growing = decoder(model, prompts(model), 4)
+        (begin,) = decoders(model, prompts(model), 4)
+    growing = begin()
     assert isinstance(growing, Decoder) and growing.program is None
     assert not agrees(model, "compiled") and agrees(model, "fused") and used
 
@@ -253,7 +271,8 @@ def test_without_a_program_tokens_are_added_by_torch_s_operators(
         monkeypatch.setattr("telos.lm.decoder.COPIED", 0)
     model = made("Llama")
     with using(COMPILED):
-        growing = decoder(model, prompts(model), 4)
+        (begin,) = decoders(model, prompts(model), 4)
+    growing = begin()
     assert isinstance(growing, Decoder) and growing.program is None
 
 
@@ -279,8 +298,8 @@ def test_a_mixture_is_computed_by_the_decoders_of_its_parts():
     mixture = GeometricMixture([made("Llama"), made("Qwen2")], [0.3, 0.7])
     rows = prompts(made("Llama"))
     with using(FUSED):
-        growing = decoder(mixture, rows, 8)
-    assert growing is not None
+        (begin,) = decoders(mixture, rows, 8)
+    growing = begin()
     for row, prompt in enumerate(rows):
         with torch.no_grad():
             expected = mixture.head(mixture.hidden(torch.from_numpy(prompt)[None]))[0, -1].log_softmax(-1)

@@ -1,7 +1,7 @@
 """Llama-like networks one token at a time, without a module's overhead: prompts once, static caches, few kernels.
 
 It serves the float32 networks of `SERVED` with plain linear layers; for others, and where its logits are not the
-network's own, `decoder` gives None and the network itself is to be asked. All under `torch.inference_mode`.
+network's own, `decoders` gives none and the network itself is to be asked. All under `torch.inference_mode`.
 
 A token is added by torch's operators, or by one program for all of a network's layers (`telos.lm.growth`), which serves
 any number of sequences of any length, and all networks of the same sizes.
@@ -13,11 +13,14 @@ as one complex number, in queries and keys alike, so that their products stay as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,6 +51,8 @@ SHORT_HEAD = 16
 """Longest heads whose keys are quicker to read with time innermost."""
 READ = 1024
 """Tokens of prompts that are read at once."""
+GROUP = 1 << 26
+"""Bytes of keys and values that a CPU passes through quickly: sequences that need more are grown in groups."""
 EVEN = 8
 """Attention within prompts is quickest for multiples of this length."""
 WAYS = {"plain": (), "fused": ("fused",), "compiled": ("compiled", "fused")}
@@ -60,6 +65,10 @@ USUAL = {"rows": 64, "total": 129, "used": 64}
 
 class Growing(Protocol):
     """M sequences that grow by one token at a time."""
+
+    def __len__(self) -> int:
+        """M."""
+        ...
 
     def logits(self) -> Float[Tensor, "m v"]:
         """Of the next token."""
@@ -74,21 +83,35 @@ class Growing(Protocol):
         ...
 
 
-@torch.inference_mode()
-def decoder(model: LanguageModel | GeometricMixture, prompts: Sequence[Ids], room: int) -> Growing | None:
-    """Sequences that begin with `prompts` and may grow by `room` tokens; None where the network itself must be asked.
+def decoders(model: LanguageModel | GeometricMixture, prompts: Sequence[Ids], room: int) -> list[Callable[[], Growing]]:
+    """Sequences that begin with `prompts` and may grow by `room` tokens: in groups, to be made and grown in turn.
 
-    The weights are read now: make a new one once they have changed.
+    There are none where the network itself must be asked. Weights are read when a group is made.
     """
     models = [model] if isinstance(model, LanguageModel) else model.models
     ways, longest = WAYS[current().decoder], max(map(len, prompts)) + room
     if not ways or not all(served(part.causal, longest) for part in models):
-        return None
+        return []
     way = next((way for way in ways if all(agrees(part, way) for part in models)), None)
     if way is None:
-        return None
-    parts = [Decoder(part.causal, prompts, room, way) for part in models]
-    return parts[0] if isinstance(model, LanguageModel) else Mixed(parts, model.weights)
+        return []
+    needed = longest * sum(map(bytes_a_token, models)) * len(prompts) if model.device.type == "cpu" else 1
+    groups = np.array_split(np.arange(len(prompts)), min(len(prompts), math.ceil(needed / GROUP)))
+    return [partial(begun, model, [prompts[row] for row in rows], room, way) for rows in groups]
+
+
+@torch.inference_mode()
+def begun(model: LanguageModel | GeometricMixture, prompts: Sequence[Ids], room: int, way: str) -> Growing:
+    """One group."""
+    if isinstance(model, LanguageModel):
+        return Decoder(model.causal, prompts, room, way)
+    return Mixed([Decoder(part.causal, prompts, room, way) for part in model.models], model.weights)
+
+
+def bytes_a_token(model: LanguageModel) -> int:
+    """Of the keys and values of all layers."""
+    config, size = model.causal.config, model.causal.base_model.layers[0].self_attn.head_dim
+    return 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * size
 
 
 def served(causal: Any, longest: int) -> bool:
@@ -272,12 +295,12 @@ class Decoder:
             own = torch.cat(self._heads(layer, x, turns), 1)
             padded = own.new_zeros(inside.numel(), *own.shape[1:]).index_copy_(0, places, own)
             q, k, v = padded.unflatten(0, shape).transpose(1, 2).split([self.heads, self.shared, self.shared], 1)
-            keys[rows, :, :, : shape[1]] = k[owners].mT
-            values[rows, :, : shape[1]] = v[owners]
+            keys[..., : shape[1]].index_copy_(0, rows, k.index_select(0, owners).mT)
+            values[:, :, : shape[1]].index_copy_(0, rows, v.index_select(0, owners))
             if layer is self.layers[-1]:
                 return
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
-            self._rest(layer, x, mixed.transpose(1, 2).flatten(2).flatten(0, 1)[places])
+            self._rest(layer, x, mixed.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, places))
 
     def _heads(
         self, layer: Layer, x: Float[Tensor, "n d"], turns: Complex64[Tensor, "n 1 h"]
@@ -300,6 +323,9 @@ class Decoder:
         layer.output.add(x, mixed)
         gate, up = layer.gate_up(self._unit(x)).chunk(2, -1)
         layer.down.add(x, F.silu(gate, inplace=True).mul_(up))
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def logits(self) -> Float[Tensor, "m v"]:
         return self.head(self._unit(self.hidden))
@@ -331,8 +357,8 @@ class Decoder:
     def keep(self, rows: Int64[Tensor, " k"]) -> None:
         before, self.cache = self.cache, [self._room(len(rows)) for _ in self.layers]
         for (old_keys, old_values), (keys, values) in zip(before, self.cache, strict=True):
-            keys[..., : self.used] = old_keys[..., : self.used][rows]
-            values[:, :, : self.used] = old_values[:, :, : self.used][rows]
+            keys[..., : self.used] = old_keys[..., : self.used].index_select(0, rows)
+            values[:, :, : self.used] = old_values[:, :, : self.used].index_select(0, rows)
         self.hidden, self.positions = self.hidden[rows], self.positions[rows]
         if self.bias is not None:
             self.bias = self.bias.unflatten(0, (-1, self.shared))[rows].flatten(0, 1)
@@ -345,6 +371,9 @@ class Mixed:
 
     def __init__(self, parts: Sequence[Decoder], weights: Sequence[float]):
         self.parts, self.weights = parts, weights
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
 
     def logits(self) -> Float[Tensor, "m v"]:
         pairs = zip(self.parts, self.weights, strict=True)

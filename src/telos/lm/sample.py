@@ -11,7 +11,7 @@ from torch import Tensor
 
 from telos.core.errors import HealthError, TelosError
 from telos.core.products import Completions
-from telos.lm.decoder import Growing, decoder
+from telos.lm.decoder import Growing, decoders
 from telos.lm.model import LanguageModel
 from telos.lm.tokens import Ids
 
@@ -70,10 +70,14 @@ def sample_tokens(
     A completion ends with the end token, which counts, or after N = max_new_tokens; what stands after it says nothing.
     The numerical paths draw from the same distribution, but not the same numbers.
     """
-    growing = decoder(model, prompts, max_new_tokens)
-    if growing is None:
+    found = [
+        fused_tokens(begin(), model.eos_id, rng, max_new_tokens=max_new_tokens, **transform)
+        for begin in decoders(model, prompts, max_new_tokens)
+    ]
+    if not found:
         return plain_tokens(model, prompts, rng, max_new_tokens=max_new_tokens, **transform)
-    return fused_tokens(growing, model.eos_id, len(prompts), rng, max_new_tokens=max_new_tokens, **transform)
+    new, log_probs, counts = zip(*found, strict=True)
+    return torch.cat(new), torch.cat(log_probs), torch.cat(counts)
 
 
 def plain_tokens(
@@ -120,14 +124,14 @@ def plain_tokens(
 
 
 def fused_tokens(
-    growing: Growing, eos_id: int, count: int, rng: torch.Generator, *, max_new_tokens: int, **transform: Any
+    growing: Growing, eos_id: int, rng: torch.Generator, *, max_new_tokens: int, **transform: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sample_tokens` by a decoder, which sequences that have ended leave: that changes nothing for the others.
 
     Raises:
         HealthError: a probability that is not finite.
     """
-    greedy = transform.get("temperature", 1.0) == 0
+    greedy, count = transform.get("temperature", 1.0) == 0, len(growing)
     new = torch.zeros(count, max_new_tokens, dtype=torch.int64, device=rng.device)
     log_probs = torch.zeros(count, max_new_tokens, device=rng.device)
     counts = torch.zeros(count, dtype=torch.int64, device=rng.device)

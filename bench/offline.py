@@ -1,4 +1,8 @@
-"""Worker: updates of an offline method of telos, by `fit` as users call it: sampling, logging and health included."""
+"""Worker: updates of an offline method of telos, by `fit` as users call it: sampling, logging and health included.
+
+offline.py METHOD             amounts are updates
+offline.py METHOD GFLOP       amounts are their operations, for which a second learner is made
+"""
 
 import sys
 
@@ -10,5 +14,6 @@ from telos.data.records import Box, Transitions
 
 data = Transitions.validated(**columns(), action_space=Box((-1.0,) * ACTIONS, (1.0,) * ACTIONS))
 method = telos.use(sys.argv[1])
-work = gate(updates=UPDATES, GFLOP=UPDATES * gflop(method, data))
+each = {"GFLOP": gflop(method, data)} if sys.argv[2:] else {"updates": 1}
+work = gate(**{unit: UPDATES * amount for unit, amount in each.items()})
 method.fit(data, steps=1_000_000, device="cpu", evaluate=work, evaluate_every=UPDATES)

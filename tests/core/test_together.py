@@ -7,18 +7,17 @@ import json
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from core_toys import Killed, transitions
-from torch import Tensor
 
 import telos
 from telos.core import together
 from telos.core.errors import TelosError
 from telos.core.rng import Rng
-from telos.core.together import ByRow, run_together, tensors_of, with_tensors
+from telos.core.together import run_together, tensors_of, with_tensors
 from telos.data.formats import save_npz
 from telos.data.records import Transitions
 
@@ -153,19 +152,6 @@ def test_seeds_that_were_trained_otherwise_are_not_resumed_together(tmp_path: Pa
 def test_seeds_must_be_positive(seeds: int):
     with pytest.raises(TelosError, match="seeds must be positive"):
         telos.BC(**SMALL).fit(data(), steps=1, seeds=seeds)
-
-
-def test_a_search_gets_the_rows_of_all_seeds_at_once():
-    sizes: list[tuple[int, ...]] = []
-
-    def nearest_integer(rows: Tensor) -> Tensor:
-        sizes.append(tuple(rows.shape))
-        return torch.from_numpy(rows.numpy().round())
-
-    rows = torch.linspace(-3, 3, 24).view(2, 3, 4)
-    result = torch.vmap(lambda x: 2 * cast(Any, ByRow.apply(x, nearest_integer)))(rows)
-    assert sizes == [(6, 4)]
-    assert torch.equal(result, 2 * rows.round())
 
 
 def test_tensors_are_taken_out_and_put_back():

@@ -229,24 +229,6 @@ def answers(requests: Sequence[Descent], groups: dict[Any, Stacked]) -> list[dic
     return groups[names].descend(requests)
 
 
-class ByRow(torch.autograd.Function):
-    """A function of rows (B, D), without gradients, that `vmap` cannot look into: it gets the rows of all seeds."""
-
-    @staticmethod
-    def forward(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        return function(rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        rows, function = args
-        rows = rows.movedim(in_dims[0], 0)
-        return function(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]), 0
-
-
 def tensors_of(value: Any) -> Iterator[Tensor]:
     """All tensors in a tensor, a record, or tuples and lists of these."""
     if isinstance(value, Tensor):

@@ -35,7 +35,6 @@ from telos.core.method import Learner, Method, Metrics, Spec, split
 from telos.core.products import Product
 from telos.core.rng import Rng
 from telos.core.sources import Uniform
-from telos.core.together import ByRow
 from telos.data.records import Transitions
 from telos.nets.critics import EnsembleQ, frozen_copy, polyak_
 from telos.nets.normaliser import Normaliser
@@ -247,11 +246,7 @@ class DatasetAnchor:
     def __call__(
         self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"], recorded: Float[Tensor, "B A"]
     ) -> Float[Tensor, "B A"]:
-        found: Any = ByRow.apply(self.rows(states, actions), self.nearest)
-        return found
-
-    def nearest(self, keys: Float[Tensor, "B D"]) -> Float[Tensor, "B A"]:
-        return self.actions[self.search(keys, self.k)].mean(1)
+        return self.actions[self.search(self.rows(states, actions), self.k)].mean(1)
 
 
 def bc_anchor(
@@ -342,24 +337,23 @@ class PRDCLearner(Learner):
         return td_target(rewards, part.terminated, self.target_critic(states, actions).amin(0), m.discount)
 
     def improve_policy(self, parts: list[Transitions], rows: int) -> Metrics:
-        """One step on (2). Lambda is a statistic of the whole batch: in parts, a first pass finds it."""
-        mean_abs_q = None
-        if len(parts) > 1:
-            with torch.no_grad():
-                mean_abs_q = torch.stack([self.value(part)[0].abs().sum() for part in parts]).sum() / rows
-        trained = list(self.policy.parameters())
-        each = [(part, mean_abs_q) for part in parts]
-        return self.descend(self.policy_optimiser, self.policy_loss, each, rows, trained)
+        """One step on (2). A first pass finds what has no gradients: the anchors, and lambda of the whole batch."""
+        with torch.no_grad():
+            found = [self.value(part) for part in parts]
+            mean_abs_q = torch.stack([q.abs().sum() for q, _, _ in found]).sum() / rows
+            anchors = [self.anchor(states, actions, part.actions) for part, (_, states, actions) in zip(parts, found)]
+        each = [(part, pulled, mean_abs_q) for part, pulled in zip(parts, anchors)]
+        return self.descend(self.policy_optimiser, self.policy_loss, each, rows, list(self.policy.parameters()))
 
-    def policy_loss(self, part: Transitions, mean_abs_q: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(2) summed over rows; without `mean_abs_q` that of this part."""
-        q, states, actions = self.value(part)
-        magnitude = q.detach().abs().mean() if mean_abs_q is None else mean_abs_q
-        anchors = self.anchor(states, actions.detach(), part.actions)
-        loss, penalty, _ = actor_loss(q, actions, anchors, self.method.alpha / magnitude, self.unit)
+    def policy_loss(
+        self, part: Transitions, anchors: Float[Tensor, "B A"], mean_abs_q: Float[Tensor, ""]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(2) summed over rows."""
+        q, _, actions = self.value(part)
+        loss, penalty, _ = actor_loss(q, actions, anchors, self.method.alpha / mean_abs_q, self.unit)
         return loss, {"actor_loss": loss, "penalty": penalty, "q": q.sum()}
 
-    def value(self, part: Transitions) -> tuple[Tensor, Tensor, Tensor]:
+    def value(self, part: Transitions) -> tuple[Float[Tensor, " B"], Float[Tensor, "B O"], Float[Tensor, "B A"]]:
         """Q_1(s, pi(s)), normalised observations s and pi(s)."""
         states = self.policy.normaliser(part.observations)
         actions = self.policy(states)

@@ -39,8 +39,9 @@ def record(name: str, row: dict, folder: Path = HERE) -> str:
     more goes."""
     file = folder / "results.json"
     rows = {**(read_json(file) if file.is_file() else {}), name: row}
-    rows = {key: rows[key] for key in (*ROWS, *SECTIONS) if key in rows}
-    write_json(file, rows)
+    kept = {key: row for key, row in rows.items() if key in (*ROWS, *SECTIONS)}
+    # The report is of what the file holds, whose parts are in another order.
+    rows = read_json(write_json(file, kept))
     parts = [speed({key: rows[key] for key in ROWS if key in rows})]
     parts += [section(rows[key]) for key, section in SECTIONS.items() if key in rows]
     return write_atomic(folder / "RESULTS.md", "\n".join(parts)).read_text()

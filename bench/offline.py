@@ -14,6 +14,6 @@ from telos.data.records import Box, Transitions
 
 data = Transitions.validated(**columns(), action_space=Box((-1.0,) * ACTIONS, (1.0,) * ACTIONS))
 method = telos.use(sys.argv[1])
-each = {"GFLOP": gflop(method, data)} if sys.argv[2:] else {"updates": 1}
-work = gate(**{unit: UPDATES * amount for unit, amount in each.items()})
+unit, each = ("GFLOP", gflop(method, data)) if sys.argv[2:] else ("updates", 1)
+work = gate(**{unit: UPDATES * each})
 method.fit(data, steps=1_000_000, device="cpu", evaluate=work, evaluate_every=UPDATES)

@@ -103,17 +103,11 @@ def shares() -> dict[str, Pair]:
     """Their share of the matrix peak; PRDC's search would count its own products."""
     return {
         f"{method}/peak": Pair(
-            OFFLINE,
-            "product of 2048 x 2048 matrices",
-            "",
-            ("offline.py", method, "GFLOP"),
-            ("peak.py",),
-            "GFLOP",
-            0.7,
+            OFFLINE, "product of 2048 x 2048 matrices", "", ("offline.py", method, "GFLOP"), ("peak.py",), "GFLOP", 0.7,
             "share",
         )
         for method in ("iql", "td3_bc")
-    }
+    }  # fmt: skip
 
 
 def sampling() -> dict[str, Pair]:
